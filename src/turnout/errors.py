@@ -1,0 +1,11 @@
+"""The one exception that means: the user can fix this, and the message says how."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake in the input: a recipe field, a data file, a folder, a model name.
+
+    The message names the file, line, field or tensor, what was found, and what to do.
+    The command line prints it without a traceback and exits with code 2.
+    """
