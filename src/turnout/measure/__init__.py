@@ -1,0 +1,1 @@
+"""Quality and time, measured side by side: results are JSON, all pages are made from the JSON."""
