@@ -1,0 +1,110 @@
+"""Tagged sentences from CoNLL columns or from tables with a list of words a row; tags as BIO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from turnout.errors import UserError
+from turnout.tasks.conll import Scheme, read_conll, to_bio
+from turnout.tasks.table import Table, is_hub_name, read_hub, read_table
+from turnout.tasks.text import STDIN, read_lines
+
+TOKENS, TAGS = "tokens", "tags"
+TAG_COLUMNS = ("ner_tags", "tags", "labels")
+
+
+@dataclass
+class Tagged:
+    """Sentences with BIO tags. `lines` (CoNLL only): where each sentence begins; else `table`."""
+
+    tokens: list[list[str]]
+    tags: list[list[str]]
+    source: str
+    lines: list[int] | None = None
+    table: Table | None = None
+
+    def at(self, row: int, word: int) -> str:
+        """The place of a word for a message."""
+        if self.lines is not None:
+            return f"{self.source}:{self.lines[row] + word}"
+        place = self.table.at(row) if self.table else f"{self.source}, row {row + 1}"
+        return f"{place}, word {word + 1}"
+
+
+def read_tagged(
+    source: str, split: str, token_column: int | str, label_column: int | str, scheme: Scheme
+) -> Tagged:
+    """Sentences of one split. Raises UserError for what is wrong, with file and line."""
+    table = _table(source, split)
+    if table is None:
+        sentences = read_conll(
+            source, _number("token_column", token_column), _number("label_column", label_column)
+        )
+        data = Tagged(sentences.tokens, sentences.tags or [], source, lines=sentences.lines)
+    else:
+        tokens = _lists(table, _name(table, token_column, (TOKENS,)))
+        tags = _lists(table, _name(table, label_column, TAG_COLUMNS))
+        for row, (words, names) in enumerate(zip(tokens, tags, strict=True)):
+            if len(words) != len(names):
+                raise UserError(f"{table.at(row)}: found {len(names)} tags for {len(words)} words")
+        data = Tagged(tokens, tags, source, table=table)
+    for row, names in enumerate(data.tags):
+        try:
+            data.tags[row] = to_bio(names, scheme)
+        except ValueError as error:
+            word, reason = error.args
+            raise UserError(f"{data.at(row, word)}: {reason}") from error
+    return data
+
+
+def read_words(path: str, token_column: int | str) -> list[list[str]]:
+    """Words without tags: CoNLL columns, a table, or (.txt, "-") a text a line cut at blanks."""
+    if path == STDIN or Path(path).suffix.lower() == ".txt":
+        return [line.split() for line in read_lines(path)]
+    table = _table(path, None)
+    if table is None:
+        return read_conll(path, _number("token_column", token_column), None).tokens
+    return _lists(table, _name(table, token_column, (TOKENS,)))
+
+
+def _table(source: str, split: str | None) -> Table | None:
+    """The table, or None when `source` is a file of CoNLL columns."""
+    suffix = Path(source).suffix.lower()
+    if suffix == ".csv":
+        raise UserError(f"{source}: for entities give CoNLL columns, .jsonl or .parquet, not .csv")
+    if suffix in (".jsonl", ".parquet"):
+        return read_table(source)
+    return read_hub(source, split) if split and is_hub_name(source) else None
+
+
+def _number(field: str, column: int | str) -> int:
+    if isinstance(column, str):
+        raise UserError(f"`{field}: {column}`: CoNLL files have numbered columns; give a number")
+    return column
+
+
+def _name(table: Table, column: int | str, usual: tuple[str, ...]) -> str:
+    """The column's name; a number means: not set, take the first of the usual names."""
+    name = (
+        column
+        if isinstance(column, str)
+        else next((n for n in usual if n in table.columns), usual[0])
+    )
+    table.require(name)
+    return name
+
+
+def _lists(table: Table, name: str) -> list[list[str]]:
+    for row, value in enumerate(table.columns[name]):
+        if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+            raise UserError(
+                f"{table.at(row)}: {name!r} is {_short(value)}; expected a list of texts"
+            )
+    return table.columns[name]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
