@@ -10,7 +10,8 @@ TORCH_INDEX ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --quiet --disable-pip-version-check
+# -qq: errors only
+PIP := $(PY) -m pip -qq --disable-pip-version-check
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 .PHONY: venv demo test lint docs clean
