@@ -1,0 +1,163 @@
+"""The routing of one model: its routers, its dial, and the flow of the pass under way.
+
+It is one child of the model, named ``turnout``, so all router weights lie under one name in the
+state dict and travel with ``save_pretrained``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from turnout.errors import UserError
+from turnout.execute.span import Span
+from turnout.flow import Flow
+from turnout.hosts.family import Stack
+from turnout.route import Route, Site, Trace
+from turnout.routers.base import Router
+
+_scopes: ContextVar[tuple[Trace, ...]] = ContextVar("turnout_traces", default=())
+
+
+@contextmanager
+def trace() -> Iterator[Trace]:
+    """Collect the routes of the forward passes inside: the trace of the last one, by site key."""
+    collected = Trace()
+    token = _scopes.set((*_scopes.get(), collected))
+    try:
+        yield collected
+    finally:
+        _scopes.reset(token)
+
+
+class Routing(nn.Module):
+    """Routers by name, and the state of the pass under way.
+
+    budget: share of the routed work that may be spent, 0..1; set it at any time.
+    seed: repeats the paths of random routers in inference; None draws a new one each pass.
+    """
+
+    def __init__(self, routers: dict[str, Router], stacks: dict[str, Stack]) -> None:
+        super().__init__()
+        self.routers = nn.ModuleDict(routers)
+        self.stacks = stacks
+        self.seed: int | None = None
+        self.span: Span | None = None
+        self._budget = 1.0
+        self._flow: Flow | None = None
+        self._by_site = {site.key: router for router in routers.values() for site in router.sites}
+        self._names: list[str] = []
+
+    @property
+    def budget(self) -> float:
+        """The dial: share of the routed work that may be spent, 0..1."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, value: float) -> None:
+        if not (isinstance(value, int | float) and 0.0 <= value <= 1.0):
+            raise UserError(f"budget must be a number from 0 to 1, got {value!r}")
+        self._budget = float(value)
+
+    @contextmanager
+    def at(self, budget: float) -> Iterator[None]:
+        """Spend this budget inside, then go back to the earlier one."""
+        before = self._budget
+        self.budget = budget
+        try:
+            yield
+        finally:
+            self._budget = before
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All routed sites, in the order of their routers."""
+        return tuple(site for router in self.all_routers() for site in router.sites)
+
+    def all_routers(self) -> list[Router]:
+        """The routers, in the order they were given."""
+        return list(self.routers.values())  # type: ignore[arg-type]
+
+    def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
+        """Ask the router that serves a site."""
+        return self._by_site[site.key].decide(site, hidden_BTD, flow)
+
+    def current_flow(self) -> Flow:
+        """The pass under way, or the last one while its backward pass re-runs a block."""
+        if self._flow is None:
+            raise UserError(
+                "a routed block ran outside of its model: call the model that turnout.install "
+                "was given, not one of its parts"
+            )
+        return self._flow
+
+    def last_flow(self) -> Flow:
+        """The last forward pass: its trace and what the routers remembered."""
+        return self.current_flow()
+
+    def new_flow(self, model: nn.Module, inputs: dict[str, Any]) -> Flow:
+        """The flow of a new pass with these model inputs."""
+        training = model.training
+        if self.seed is None or training:
+            seed = int(torch.randint(0, 2**62, ()).item())
+        else:
+            seed = self.seed
+
+        def mask_of(stack: str, batch: int, length: int) -> Tensor | None:
+            return token_mask(model, self.stacks[stack], inputs, batch, length)
+
+        return Flow(inputs, seed, self._budget, training, mask_of)
+
+    def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the model: start a pass."""
+        if not self._names:
+            self._names = list(inspect.signature(type(model).forward).parameters)[1:]
+        inputs = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        self._flow = self.new_flow(model, inputs)
+
+    def end(self, model: nn.Module, args: Any, kwargs: Any, outputs: Any) -> Any:
+        """Forward hook of the model: let routers finish, hand the trace to open scopes."""
+        flow = self.current_flow()
+        if flow.trace:
+            for router in self.all_routers():
+                outputs = router.finish(outputs, flow)
+            for collected in _scopes.get():
+                collected.update(flow.trace)
+                collected.mask_BT.update(flow.trace.mask_BT)
+                collected.shape_BT.update(flow.trace.shape_BT)
+        return outputs
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Routing:
+        """A copy without the pass under way, whose tensors belong to another graph."""
+        flow, self._flow = self._flow, None
+        try:
+            copy = self.__class__.__new__(self.__class__)
+            memo[id(self)] = copy
+            from copy import deepcopy
+
+            copy.__dict__.update(deepcopy(self.__dict__, memo))
+            return copy
+        finally:
+            self._flow = flow
+
+
+def token_mask(
+    model: nn.Module, stack: Stack, inputs: dict[str, Any], batch: int, length: int
+) -> Tensor | None:
+    """The bool (B, T) mask of a stack's real tokens, or None when the inputs hold none that fits."""
+    mask = inputs.get(stack.mask) if stack.mask else None
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[0] != batch:
+        return None
+    if stack.mask_method is not None:
+        base: Any = model.base_model
+        mask = getattr(base, stack.mask_method)(length, mask)
+    if mask.shape[1] < length:
+        return None
+    mask = mask[:, mask.shape[1] - length :].bool()
+    return None if bool(mask.all()) else mask

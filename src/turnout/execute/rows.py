@@ -1,0 +1,51 @@
+"""Move rows (tokens) to where they are computed and back: packed flat, without padding.
+
+An index holds unique positions in the flattened (B * T) rows, so a gather's gradient is a plain
+copy back: the general (adding, slow) scatter of autograd is not needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_RD: Tensor, index_N: Tensor) -> Tensor:
+        ctx.save_for_backward(index_N)
+        ctx.rows = x_RD.shape[0]
+        return x_RD.index_select(0, index_N)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (index_N,) = ctx.saved_tensors
+        grad_ND = grads[0]
+        full = grad_ND.new_zeros((ctx.rows, *grad_ND.shape[1:]))
+        return full.index_copy_(0, index_N, grad_ND), None
+
+
+def gather(x_BTD: Tensor, index_N: Tensor) -> Tensor:
+    """The active rows of (B, T, D) as (N, D)."""
+    flat = x_BTD.reshape(-1, *x_BTD.shape[2:])
+    return _Gather.apply(flat, index_N)  # type: ignore[return-value]
+
+
+def scatter(rows_ND: Tensor, index_N: Tensor, like_BTD: Tensor) -> Tensor:
+    """(N, D) rows into zeros of the leading shape (B, T) of ``like_BTD``."""
+    batch, length = like_BTD.shape[:2]
+    full = rows_ND.new_zeros((batch * length, rows_ND.shape[-1]))
+    return full.index_copy(0, index_N, rows_ND).view(batch, length, -1)
+
+
+def overlay(rows_ND: Tensor, index_N: Tensor, base_BTD: Tensor) -> Tensor:
+    """``base_BTD`` with the rows at the index replaced; the base is left as it was."""
+    flat = base_BTD.reshape(-1, base_BTD.shape[-1])
+    return flat.index_copy(0, index_N, rows_ND.to(flat.dtype)).view(base_BTD.shape)
+
+
+def modulate(out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Scale the change that a unit made: out + (w - 1)(out - x). A weight of 1 is exact, bit for bit."""
+    return out + (weight - 1).to(out.dtype) * (out - x)

@@ -1,0 +1,54 @@
+"""What a routed block tells its leaves while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+_reference: ContextVar[bool] = ContextVar("turnout_reference", default=False)
+
+
+@contextmanager
+def reference_execution() -> Iterator[None]:
+    """Run routed models by the definition (`execute.reference`) instead of the packed way."""
+    token = _reference.set(True)
+    try:
+        yield
+    finally:
+        _reference.reset(token)
+
+
+def is_reference() -> bool:
+    """Is the slow definition in force."""
+    return _reference.get()
+
+
+@dataclass(eq=False)
+class Stream:
+    """The residual stream inside one block while it runs: what a post-norm leaf falls back to."""
+
+    state_BTD: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Scope:
+    """The rows that one sub-block computes right now; ``index_N is None`` means all of them.
+
+    weight_N: weights of those rows, applied by the sub-block's last leaf; None = all 1.
+    hide: skipped rows need no keys and values either. like_BTD: the full shape.
+    """
+
+    stream: Stream = field(default_factory=Stream)
+    index_N: Tensor | None = None
+    weight_N: Tensor | None = None
+    hide: bool = False
+    like_BTD: Tensor | None = None
+
+    def clear(self) -> None:
+        """Back to: every row runs."""
+        self.index_N = self.weight_N = self.like_BTD = None
+        self.hide = False

@@ -1,0 +1,55 @@
+"""Run a part of a host's forward pass, from one block to another, with the host's own code.
+
+The host's forward is called as it is. Blocks before the span hand their input on, the first block
+of the span is given the state, and the block after the span stops the pass by an exception that
+carries the state out. So embeddings, masks, rotary tables and heads stay the host's, and no
+forward is written again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from turnout.flow import Flow
+
+if TYPE_CHECKING:
+    from turnout.execute.routing import Routing
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Blocks start .. stop - 1 of a stack; hidden_BTD (B, T, D) replaces the input of block start."""
+
+    start: int
+    stop: int
+    hidden_BTD: Tensor | None = None
+
+
+class SpanStop(Exception):
+    """Carries the state out of the host's forward pass."""
+
+    def __init__(self, hidden_BTD: Tensor, flow: Flow) -> None:
+        super().__init__("the end of a span of blocks was reached")
+        self.hidden_BTD, self.flow = hidden_BTD, flow
+
+
+def run_span(
+    model: nn.Module, inputs: Mapping[str, Any], start: int, stop: int, hidden_BTD: Tensor | None
+) -> Any:
+    """Run blocks start .. stop - 1, all rows, no routing.
+
+    Returns the state (B, T, D) after them; with stop = depth the rest of the host runs too
+    and its outputs are returned. Hosts with one stack only.
+    """
+    routing: Routing = model.turnout  # type: ignore[assignment]
+    routing.span = Span(start, stop, hidden_BTD)
+    try:
+        return model(**inputs)
+    except SpanStop as end:
+        return end.hidden_BTD
+    finally:
+        routing.span = None

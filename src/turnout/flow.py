@@ -1,0 +1,118 @@
+"""The state of one forward pass: what routers may look at, and where they remember.
+
+Everything that is random in a pass is a pure function of ``Flow.seed`` and the input, so the
+second run that activation checkpointing makes takes exactly the same routes, and a sequence
+takes the same route alone and in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turnout.route import Site, Trace
+
+_PRIME = 1_000_003
+
+
+def _signed(value: int) -> int:
+    """The low 64 bits of an integer as the signed number that torch stores."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_MIX_1, _MIX_2 = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64 (torch's is arithmetic)."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def hash_uniform(key: Tensor, *salts: int) -> Tensor:
+    """Uniform numbers in [0, 1) as a pure function of int64 keys and integer salts.
+
+    Counter-based generation with the SplitMix64 finaliser (Steele, Lea, Flood 2014): no state,
+    the same on every device. Shape as ``key``, float32.
+    """
+    value = key
+    for salt in (*salts, 0):
+        value = value + _signed((salt + 1) * _GOLDEN)
+        value = (value ^ _shift(value, 30)) * _MIX_1
+        value = (value ^ _shift(value, 27)) * _MIX_2
+        value = value ^ _shift(value, 31)
+    return _shift(value, 40).to(torch.float32) / (1 << 24)
+
+
+def sequence_keys(input_ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """One int64 key a sequence, a function of its real tokens only; padding on either side is ignored."""
+    ids = input_ids_BT.long() + 1
+    valid = torch.ones_like(ids) if mask_BT is None else mask_BT.long()
+    place = valid.cumsum(1) * _PRIME
+    mixed = (ids * _MIX_1 + place) * _MIX_2
+    mixed = (mixed ^ _shift(mixed, 29)) * _GOLDEN
+    return (mixed * valid).sum(1)
+
+
+@dataclass(eq=False)
+class Flow:
+    """One forward pass of a routed model.
+
+    inputs: the keyword arguments of the root model. seed: of everything random in this pass.
+    budget: share of the routed work that may be spent, 0..1. training: of the root model.
+    memory: what routers remember within the pass, keyed by (site key, name): written once per
+    site, so a repeated run writes equal values.
+    mask_of: how a stack's (B, T) mask is read off the inputs.
+    """
+
+    inputs: dict[str, Any]
+    seed: int
+    budget: float
+    training: bool
+    mask_of: Callable[[str, int, int], Tensor | None] = lambda stack, b, t: None
+    trace: Trace = field(default_factory=Trace)
+    memory: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    _keys_B: Tensor | None = None
+
+    def enter(self, site: Site, hidden_BTD: Tensor) -> None:
+        """Note the shape and mask of a stack at its first routed site."""
+        if site.stack not in self.trace.shape_BT:
+            batch, length = hidden_BTD.shape[:2]
+            self.trace.shape_BT[site.stack] = (batch, length)
+            self.trace.mask_BT[site.stack] = self.mask_of(site.stack, batch, length)
+
+    def mask_BT(self, site: Site) -> Tensor | None:
+        """Bool mask of real tokens at a site; None when every token is real."""
+        return self.trace.mask_BT[site.stack]
+
+    def keys_B(self, batch: int, device: torch.device) -> Tensor:
+        """One int64 key a sequence: from its token ids, or its place in the batch without ids."""
+        if self._keys_B is None:
+            ids = self.inputs.get("input_ids")
+            if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[0] == batch:
+                mask = self.inputs.get("attention_mask")
+                fits = isinstance(mask, Tensor) and mask.shape == ids.shape
+                self._keys_B = sequence_keys(ids, mask if fits else None)
+            else:
+                self._keys_B = torch.arange(batch, device=device)
+        return self._keys_B + self.seed
+
+    def uniform_B(self, batch: int, device: torch.device, *salts: int) -> Tensor:
+        """A uniform draw in [0, 1) a sequence, a function of the seed, the input and the salts."""
+        return hash_uniform(self.keys_B(batch, device), *salts)
+
+    def uniform_BT(self, hidden_BTD: Tensor, site: Site, *salts: int) -> Tensor:
+        """A uniform draw in [0, 1) a token; positions count from the first real token."""
+        batch, length = hidden_BTD.shape[:2]
+        keys_B = self.keys_B(batch, hidden_BTD.device)
+        mask_BT = self.mask_BT(site)
+        if mask_BT is None:
+            place_BT = torch.arange(length, device=keys_B.device).expand(batch, length)
+        else:
+            place_BT = mask_BT.long().cumsum(1) - 1
+        return hash_uniform(keys_B[:, None] ^ (place_BT * _MIX_1), *salts)

@@ -1,0 +1,173 @@
+"""Read a family's record on a model: find its blocks and leaves, price them, swap classes, undo."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from turnout.errors import UserError
+from turnout.hosts.families import FAMILIES
+from turnout.hosts.family import Family, Leaf, Stack
+from turnout.route import Site, SiteKind, UnitCost
+
+
+@dataclass(frozen=True, eq=False)
+class BlockView:
+    """One block of a host, read through its family's record."""
+
+    stack: Stack
+    layer: int
+    depth: int
+    module: nn.Module
+
+    def leaves(self, kind: str) -> Iterator[tuple[Leaf, nn.Module]]:
+        """The leaves of a sub-block (attention, cross, ffn) that exist in this block."""
+        for leaf in getattr(self.stack, kind):
+            yield leaf, self.module.get_submodule(leaf.path)
+
+
+def find_family(model: PreTrainedModel) -> Family:
+    """The record that serves a model. Raises UserError that lists what was looked for."""
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(
+            f"turnout routes Transformers models; got {type(model).__module__}.{type(model).__name__}"
+        )
+    kind = model.base_model.config.model_type
+    for family in FAMILIES.values():
+        if kind in family.model_types:
+            _check_refusals(model, family)
+            return family
+    known = "; ".join(f"{f.name}: {', '.join(f.model_types)}" for f in FAMILIES.values())
+    lists = [
+        f"{name} ({len(module)} x {type(module[0]).__name__})"
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module)
+    ]
+    raise UserError(
+        f"no host family serves model_type {kind!r} ({type(model).__name__}). Looked for a record "
+        f"whose model_types hold it, among: {known}. Block lists in this model: "
+        f"{', '.join(lists) or 'none'}. One record adds the family: see docs/hosts.md"
+    )
+
+
+def _check_refusals(model: PreTrainedModel, family: Family) -> None:
+    config = model.base_model.config
+    for field, allowed, reason in family.refuse:
+        value = getattr(config, field, allowed)
+        if value != allowed:
+            raise UserError(
+                f"{type(model).__name__} has config.{field} = {value!r}; family {family.name!r} "
+                f"needs {allowed!r}: {reason}"
+            )
+
+
+def blocks_of(model: PreTrainedModel, family: Family) -> list[BlockView]:
+    """Every block of every stack that the model has (an encoder-only T5 has one stack)."""
+    base = model.base_model
+    views: list[BlockView] = []
+    missing = []
+    for stack in family.stacks:
+        try:
+            modules = base.get_submodule(stack.blocks)
+        except AttributeError:
+            missing.append(stack.blocks)
+            continue
+        assert isinstance(modules, nn.ModuleList)
+        for layer, module in enumerate(modules):
+            view = BlockView(stack, layer, len(modules), module)
+            _check_leaves(view, type(model).__name__)
+            views.append(view)
+    if not views:
+        raise UserError(
+            f"{type(model).__name__} has none of the block lists of family {family.name!r}: "
+            f"looked for {', '.join(missing)} in {type(base).__name__}"
+        )
+    return views
+
+
+def _check_leaves(view: BlockView, model_name: str) -> None:
+    for kind in ("attention", "cross", "ffn"):
+        for leaf in getattr(view.stack, kind):
+            try:
+                view.module.get_submodule(leaf.path)
+            except AttributeError as error:
+                raise UserError(
+                    f"{model_name}: block {view.layer} of {view.stack.blocks} has no "
+                    f"{leaf.path!r} (role {leaf.role}, sub-block {kind}): {error}. The record of "
+                    "this family does not fit this Transformers version; see docs/hosts.md"
+                ) from None
+
+
+def site_of(view: BlockView, kind: SiteKind) -> Site:
+    """The site of a kind at a block, with its cost."""
+    key = f"{view.stack.name}.{view.layer}.{kind}"
+    return Site(key, kind, view.stack.name, view.layer, view.depth, 1, price(view, kind))
+
+
+def price(view: BlockView, kind: SiteKind) -> UnitCost:
+    """FLOPs of a sub-block or of the whole block, from the shapes of its matrices."""
+    if kind == "layer":
+        parts = [_price_part(view, part) for part in ("attention", "cross", "ffn")]
+        idle = sum(part.idle for part in parts) if view.stack.hideable is False else parts[0].idle
+        return UnitCost(
+            sum(p.row for p in parts), idle, sum(p.pair for p in parts), sum(p.bytes for p in parts)
+        )
+    return _price_part(view, kind)
+
+
+def _price_part(view: BlockView, part: str) -> UnitCost:
+    row = idle = pair = 0.0
+    size = 0
+    for leaf, module in view.leaves(part):
+        matrix = _matrix_flops(module)
+        size += sum(p.numel() * p.element_size() for p in module.parameters())
+        if leaf.role == "visible":
+            idle += matrix
+        elif leaf.role == "fused":
+            idle += matrix * 2 / 3
+            row += matrix / 3
+            pair += 4 * _width(module) / 3
+        elif leaf.role == "query":
+            row += matrix
+            pair += 4 * _width(module) if part != "cross" else 0.0
+        else:
+            row += matrix
+    return UnitCost(row + idle, idle, pair, size)
+
+
+def _matrix_flops(module: nn.Module) -> float:
+    """Two FLOPs for each weight of each matrix: what one row costs."""
+    return float(sum(2 * p.numel() for p in module.parameters() if p.ndim == 2))
+
+
+def _width(module: nn.Module) -> int:
+    bias = getattr(module, "bias", None)
+    if isinstance(bias, Tensor):
+        return bias.shape[0]
+    return int(module.weight.shape[0])  # type: ignore[union-attr,index]
+
+
+@functools.cache
+def swapped(cls: type[nn.Module], mixin: type[nn.Module]) -> type[nn.Module]:
+    """The routed class of a host class: one for each pair, with the host's names."""
+    names: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    made = type(cls.__name__, (mixin, cls), names)
+    made._turnout_host = cls  # type: ignore[attr-defined]
+    return made
+
+
+def swap(module: nn.Module, mixin: type[nn.Module]) -> None:
+    """Give a module instance its routed class."""
+    module.__class__ = swapped(type(module), mixin)
+
+
+def restore(module: nn.Module) -> None:
+    """Give a module instance the host's class back."""
+    host = type(module).__dict__.get("_turnout_host")
+    if host is not None:
+        module.__class__ = host

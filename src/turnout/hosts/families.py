@@ -1,0 +1,243 @@
+"""The host families that ship with turnout, one record each. See docs/hosts.md to add one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from turnout.hosts.family import Family, Stack, leaves
+from turnout.registry import Registry
+
+FAMILIES: Registry[Family] = Registry("host family")
+_NO_CHUNKS = ("chunk_size_feed_forward", 0, "chunked feed-forward splits the packed rows")
+
+
+def register_family(family: Family) -> Family:
+    """Add a host family, so that models with its ``model_types`` can be routed."""
+    return FAMILIES.add(family.name, family)
+
+
+_bert = Stack(
+    name="encoder",
+    blocks="encoder.layer",
+    attention=leaves(
+        query="attention.self.query",
+        visible="attention.self.key attention.self.value",
+        residual="attention.output",
+    ),
+    ffn=leaves(open="intermediate", residual="output"),
+    post_norm=True,
+)
+register_family(
+    Family(
+        "bert",
+        ("bert", "roberta", "electra"),
+        (_bert,),
+        (
+            ("chunk_size_feed_forward", 0, _NO_CHUNKS[2]),
+            (
+                "add_cross_attention",
+                False,
+                "cross-attention inside BERT is not described by this record",
+            ),
+        ),
+    )
+)
+
+register_family(
+    Family(
+        "distilbert",
+        ("distilbert",),
+        (
+            Stack(
+                name="encoder",
+                blocks="transformer.layer",
+                attention=leaves(
+                    query="attention.q_lin",
+                    visible="attention.k_lin attention.v_lin",
+                    delta="attention.out_lin",
+                    norm="sa_layer_norm",
+                ),
+                ffn=leaves(delta="ffn", norm="output_layer_norm"),
+                post_norm=True,
+            ),
+        ),
+        (_NO_CHUNKS,),
+    )
+)
+
+register_family(
+    Family(
+        "modernbert",
+        ("modernbert",),
+        (
+            Stack(
+                name="encoder",
+                blocks="layers",
+                attention=leaves(fused="attn.Wqkv", delta="attn.Wo"),
+                ffn=leaves(delta="mlp"),
+            ),
+        ),
+    )
+)
+
+_llama = Stack(
+    name="decoder",
+    blocks="layers",
+    attention=leaves(
+        query="self_attn.q_proj",
+        visible="self_attn.k_proj self_attn.v_proj",
+        delta="self_attn.o_proj",
+    ),
+    ffn=leaves(delta="mlp"),
+    hideable=False,
+)
+register_family(Family("llama", ("llama", "mistral", "qwen2", "qwen3"), (_llama,)))
+
+# Gemma 3 normalises a sub-block's result before adding it: that norm of a zero row is zero.
+register_family(Family("gemma3", ("gemma3_text",), (_llama,)))
+
+register_family(
+    Family(
+        "phi",
+        ("phi",),
+        (
+            replace(
+                _llama,
+                attention=leaves(
+                    query="self_attn.q_proj",
+                    visible="self_attn.k_proj self_attn.v_proj",
+                    delta="self_attn.dense",
+                ),
+            ),
+        ),
+    )
+)
+
+register_family(
+    Family(
+        "gpt2",
+        ("gpt2",),
+        (
+            Stack(
+                name="decoder",
+                blocks="h",
+                attention=leaves(fused="attn.c_attn", delta="attn.c_proj"),
+                ffn=leaves(delta="mlp"),
+                hideable=False,
+            ),
+        ),
+        (
+            (
+                "add_cross_attention",
+                False,
+                "cross-attention inside GPT-2 is not described by this record",
+            ),
+        ),
+    )
+)
+
+_t5_attention = leaves(
+    query="layer.0.SelfAttention.q",
+    visible="layer.0.SelfAttention.k layer.0.SelfAttention.v",
+    delta="layer.0.SelfAttention.o",
+)
+register_family(
+    Family(
+        "t5",
+        ("t5",),
+        (
+            Stack(
+                name="encoder",
+                blocks="encoder.block",
+                attention=_t5_attention,
+                ffn=leaves(delta="layer.1.DenseReluDense"),
+                tuple_output=True,
+            ),
+            Stack(
+                name="decoder",
+                blocks="decoder.block",
+                attention=_t5_attention,
+                cross=leaves(query="layer.1.EncDecAttention.q", delta="layer.1.EncDecAttention.o"),
+                ffn=leaves(delta="layer.2.DenseReluDense"),
+                mask="decoder_attention_mask",
+                tuple_output=True,
+                hideable=False,
+            ),
+        ),
+    )
+)
+
+_bart_encoder = Stack(
+    name="encoder",
+    blocks="encoder.layers",
+    attention=leaves(
+        query="self_attn.q_proj",
+        visible="self_attn.k_proj self_attn.v_proj",
+        delta="self_attn.out_proj",
+        norm="self_attn_layer_norm",
+    ),
+    ffn=leaves(open="fc1", close="fc2", norm="final_layer_norm"),
+    post_norm=True,
+)
+_bart_decoder = replace(
+    _bart_encoder,
+    name="decoder",
+    blocks="decoder.layers",
+    cross=leaves(
+        query="encoder_attn.q_proj",
+        delta="encoder_attn.out_proj",
+        norm="encoder_attn_layer_norm",
+    ),
+    mask="decoder_attention_mask",
+    hideable=False,
+)
+register_family(Family("bart", ("bart", "marian"), (_bart_encoder, _bart_decoder)))
+
+register_family(
+    Family(
+        "vit",
+        ("vit",),
+        (
+            Stack(
+                name="encoder",
+                blocks="layers",
+                attention=leaves(
+                    query="attention.q_proj",
+                    visible="attention.k_proj attention.v_proj",
+                    delta="attention.o_proj",
+                ),
+                ffn=leaves(delta="mlp"),
+                mask="",
+            ),
+        ),
+    )
+)
+
+_speech = Stack(
+    name="encoder",
+    blocks="encoder.layers",
+    attention=leaves(
+        query="attention.q_proj",
+        visible="attention.k_proj attention.v_proj",
+        delta="attention.out_proj",
+        norm="layer_norm",
+    ),
+    ffn=leaves(delta="feed_forward", norm="final_layer_norm"),
+    mask_method="_get_feature_vector_attention_mask",
+    post_norm=True,
+)
+register_family(
+    Family(
+        "wav2vec2",
+        ("wav2vec2",),
+        (_speech,),
+        (
+            (
+                "do_stable_layer_norm",
+                False,
+                "the stable-layer-norm variant places its norms elsewhere",
+            ),
+            ("layerdrop", 0.0, "set config.layerdrop = 0.0: use the router `random-skip` instead"),
+        ),
+    )
+)

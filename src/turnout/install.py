@@ -1,0 +1,148 @@
+"""Install routers on an unmodified Transformers model, and take them off again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from transformers import PreTrainedModel
+
+from turnout.errors import UserError
+from turnout.execute.block import BlockHandle, RoutedBlock
+from turnout.execute.leaves import ROLES
+from turnout.execute.routing import Routing
+from turnout.execute.scope import Scope, Stream
+from turnout.hosts.attach import BlockView, blocks_of, find_family, restore, site_of, swap
+from turnout.route import Site
+from turnout.routers import ROUTERS, AnyRouterConfig, HostShape, Router, RouterConfig
+
+RouterSpec = RouterConfig | dict[str, Any] | str
+_adapter: TypeAdapter[Any] = TypeAdapter(AnyRouterConfig)
+_PARTS = ("attention", "cross", "ffn")
+
+
+def parse_router(spec: RouterSpec) -> RouterConfig:
+    """A router's config from its kind, a dict, or a config; UserError names the wrong field."""
+    if isinstance(spec, RouterConfig):
+        return spec
+    fields = {"kind": spec} if isinstance(spec, str) else dict(spec)
+    ROUTERS[str(fields.get("kind", ""))]
+    try:
+        return _adapter.validate_python(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"router {where}: {first['msg']}, got {first['input']!r}") from None
+
+
+def install(model: PreTrainedModel, routers: Sequence[RouterSpec]) -> PreTrainedModel:
+    """Add routers to a model, in place, and return it.
+
+    The model keeps its class, its state-dict keys and its forward; its blocks get routed classes
+    and it gets one new child, ``model.turnout``. Raises UserError for an unknown family, a router
+    that finds no site, or two routers at one site. Nothing is changed when it raises.
+    """
+    if hasattr(model, "turnout"):
+        raise UserError("this model is routed already; call turnout.uninstall(model) first")
+    configs = [parse_router(spec) for spec in routers]
+    if not configs:
+        raise UserError("install needs at least one router, for example {'kind': 'exit'}")
+    family = find_family(model)
+    views = blocks_of(model, family)
+    built = _build(configs, views, host_shape(model))
+    hidden = any(not config.visible for config in configs)
+    if hidden and not all(view.stack.hideable for view in views):
+        raise UserError("visible: false removes tokens from attention: encoders only")
+    device = next(model.parameters()).device
+    routing = Routing(built, {view.stack.name: view.stack for view in views}).to(device)
+    by_key = {site.key: site for site in routing.sites}
+    for view in views:
+        _attach(view, routing, by_key, hidden)
+    model.add_module("turnout", routing)
+    routing.train(model.training)
+    handles = (
+        model.register_forward_pre_hook(routing.begin, with_kwargs=True),
+        model.register_forward_hook(routing.end, with_kwargs=True),
+    )
+    object.__setattr__(model, "_turnout_hooks", handles)
+    model.config.turnout = {"version": 1, "routers": [c.model_dump(mode="json") for c in configs]}
+    return model
+
+
+def uninstall(model: PreTrainedModel) -> PreTrainedModel:
+    """Take all routers off: keys, classes and outputs are the host's again, bit for bit."""
+    if not hasattr(model, "turnout"):
+        raise UserError("this model is not routed")
+    for handle in model.__dict__.pop("_turnout_hooks"):
+        handle.remove()
+    for module in model.modules():
+        for name in ("_turnout", "_turnout_scope", "_turnout_last"):
+            module.__dict__.pop(name, None)
+        restore(module)
+    del model.turnout
+    del model.config.turnout
+    return model
+
+
+def _build(
+    configs: Iterable[RouterConfig], views: list[BlockView], host: HostShape
+) -> dict[str, Router]:
+    built: dict[str, Router] = {}
+    taken: dict[str, str] = {}
+    for config in configs:
+        every = [site_of(view, config.site) for view in views]
+        sites = tuple(site for site in every if config.covers(site))
+        name = f"{len(built)}_{config.kind}".replace("-", "_")
+        if not sites:
+            raise UserError(
+                f"router {config.kind!r} finds no site: site={config.site}, stack={config.stack}, "
+                f"layers={config.layers}, hold_first={config.hold_first}, hold_last="
+                f"{config.hold_last}; the model has {', '.join(site.key for site in every)}"
+            )
+        for site in sites:
+            if site.key in taken:
+                raise UserError(f"two routers at site {site.key}: {taken[site.key]} and {name}")
+            taken[site.key] = name
+        built[name] = ROUTERS[config.kind](config, sites, host)
+    return built
+
+
+def host_shape(model: PreTrainedModel) -> HostShape:
+    """Width, number of labels and kind of head of a model."""
+    name = type(model).__name__
+    classifies = "Classification" in name
+    return HostShape(
+        hidden=model.config.get_text_config().hidden_size,
+        labels=model.config.num_labels if classifies else 0,
+        per_token="TokenClassification" in name,
+        causal=any(not stack.hideable for stack in find_family(model).stacks),
+    )
+
+
+def _attach(view: BlockView, routing: Routing, sites: dict[str, Site], hidden: bool) -> None:
+    keys = {
+        kind: f"{view.stack.name}.{view.layer}.{kind}" for kind in ("layer", "attention", "ffn")
+    }
+    mine = {kind: sites[key] for kind, key in keys.items() if key in sites}
+    stream = Stream()
+    scopes = {part: Scope(stream) for part in _PARTS if getattr(view.stack, part)}
+    handle = BlockHandle(
+        routing,
+        view.stack.name,
+        view.layer,
+        view.depth,
+        mine,
+        view.stack.tuple_output,
+        hidden,
+        stream,
+        scopes,
+    )
+    for part in scopes:
+        found = list(view.leaves(part))
+        for leaf, module in found:
+            swap(module, ROLES[leaf.role])
+            module.__dict__["_turnout_scope"] = scopes[part]
+            module.__dict__["_turnout_last"] = leaf is found[-1][0]
+    swap(view.module, RoutedBlock)
+    view.module.__dict__["_turnout"] = handle

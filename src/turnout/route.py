@@ -1,0 +1,89 @@
+"""The records in the middle: where a choice exists, what was chosen, and all choices of one pass.
+
+Shape letters, used in names everywhere: B sequences, T tokens (1 = decided per sequence),
+U units of a site, D hidden width, N active rows (tokens), C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+SiteKind = Literal["layer", "attention", "ffn"]
+Granularity = Literal["batch", "sequence", "token"]
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """Work of one unit, in floating point operations (a multiply and an add are two).
+
+    row: per token that runs. idle: per token that is skipped but stays visible to others
+    (its keys and values are still computed). pair: per query-key pair of a sequence in which
+    anything runs. bytes: parameters that must be read when the unit runs at all.
+    """
+
+    row: float
+    idle: float = 0.0
+    pair: float = 0.0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in a host model where a choice exists.
+
+    key: unique name such as ``encoder.3.ffn``. layer: index of the block within its stack.
+    depth: number of blocks in that stack. units: how many units can run here.
+    """
+
+    key: str
+    kind: SiteKind
+    stack: str
+    layer: int
+    depth: int
+    units: int
+    cost: UnitCost
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """What one router decided at one site in one forward pass.
+
+    weight_BTU: weight of each unit; 0 means *that unit does not run*. score_BTU: what the
+    decision was made from (a unit ran where its score passed the threshold), kept for
+    objectives, calibration and plots. log_prob_BT: log-probability of a sampled decision.
+    """
+
+    site: Site
+    weight_BTU: Tensor
+    score_BTU: Tensor | None = None
+    log_prob_BT: Tensor | None = None
+
+    @property
+    def active_BT(self) -> Tensor:
+        """Bool: does any unit run for this sequence (T = 1) or token."""
+        return (self.weight_BTU.detach() != 0).any(-1)
+
+
+class Trace(dict[str, Route]):
+    """The routes of one forward pass by site key: assigned, never appended.
+
+    A second run of the same pass (activation checkpointing) overwrites equal values, so
+    nothing counts twice. ``mask_BT`` is the validity of tokens by stack, None = all valid.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask_BT: dict[str, Tensor | None] = {}
+        self.shape_BT: dict[str, tuple[int, int]] = {}
+
+    def valid_BT(self, stack: str) -> Tensor:
+        """Validity of each token of a stack, as bool (B, T)."""
+        mask_BT = self.mask_BT[stack]
+        if mask_BT is not None:
+            return mask_BT
+        some = next(route for route in self.values() if route.site.stack == stack)
+        return torch.ones(self.shape_BT[stack], dtype=torch.bool, device=some.weight_BTU.device)

@@ -1,0 +1,24 @@
+"""DECIDE: one file, one router. A new router is one file and one line here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from turnout.registry import Registry
+from turnout.routers.base import HostShape as HostShape
+from turnout.routers.base import Router as Router
+from turnout.routers.base import RouterConfig as RouterConfig
+from turnout.routers.exit import ExitConfig, ExitRouter
+from turnout.routers.gate import GateConfig, GateRouter
+from turnout.routers.random_jump import RandomJumpConfig, RandomJumpRouter
+from turnout.routers.random_skip import RandomSkipConfig, RandomSkipRouter
+
+ROUTERS: Registry[type[Router]] = Registry("router")
+for _router in (ExitRouter, GateRouter, RandomJumpRouter, RandomSkipRouter):
+    ROUTERS.add(_router.Config.model_fields["kind"].default, _router)
+
+AnyRouterConfig = Annotated[
+    ExitConfig | GateConfig | RandomJumpConfig | RandomSkipConfig, Field(discriminator="kind")
+]

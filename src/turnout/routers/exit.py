@@ -1,0 +1,183 @@
+"""Early exit: an input (or a token) leaves at the first layer whose own head is sure enough.
+
+Heads are distilled from the model's last layer. Criteria: ``confidence`` (FastBERT,
+arXiv 2004.02178; DeeBERT, arXiv 2004.12993), ``patience`` (PABEE, arXiv 2006.04152: as many
+heads in a row agree), ``learned`` (a probe that predicts whether the head differs from the last
+layer; BERxiT). Per token it is token-level early exit for labelling (arXiv 2105.13878): a token
+that left keeps its state, which stays visible to the others (their halt-and-copy).
+
+Symbols: our score is FastBERT's uncertainty (1 - the largest probability), our threshold its
+speed; PABEE's counter c is our streak, with score 1 / (1 + c). ``cascade`` adds the earlier
+head's logits, detached, to a head's own (as in zero time waste, arXiv 2106.05409).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from turnout.errors import UserError
+from turnout.flow import Flow
+from turnout.route import Route, Site
+from turnout.routers.base import HostShape, Router, RouterConfig, masked_mean
+
+
+class ExitConfig(RouterConfig):
+    """criterion: what makes a head sure. pool: how a head reads a sequence (``auto``: the mean for
+    encoders, the last token for decoders). hidden: width of a head's hidden layer, 0 = linear.
+    A head stands before each layer it serves; layer 0's head reads the embeddings."""
+
+    kind: Literal["exit"] = "exit"
+    site: Literal["layer"] = "layer"
+    granularity: Literal["sequence", "token"] = "sequence"
+    criterion: Literal["confidence", "patience", "learned"] = "confidence"
+    pool: Literal["auto", "first", "mean", "last"] = "auto"
+    hidden: Annotated[int, Field(ge=0)] = 0
+    cascade: bool = True
+
+
+class ExitHead(nn.Module):
+    """Logits from a pooled state (B, D) or from each token (B, T, D), in float32."""
+
+    def __init__(self, width: int, hidden: int, labels: int) -> None:
+        super().__init__()
+        inner = hidden or width
+        self.inner = nn.Parameter(torch.randn(inner, width) / width**0.5) if hidden else None
+        self.weight = nn.Parameter(torch.randn(labels, inner) * 0.02)
+        self.bias = nn.Parameter(torch.zeros(labels))
+        self.carry = nn.Parameter(torch.zeros(()))
+
+    def forward(self, state: Tensor, before: Tensor | None) -> Tensor:
+        """(..., D) and the earlier head's logits (..., C), or None, to (..., C)."""
+        state = state.float()
+        if self.inner is not None:
+            state = F.gelu(F.linear(state, self.inner.float()))
+        own = F.linear(state, self.weight.float(), self.bias.float())
+        return own if before is None else own + self.carry.float() * before.detach()
+
+
+class ExitRouter(Router):
+    """Keeps a sequence or token running until one head is sure."""
+
+    Config: ClassVar[type[RouterConfig]] = ExitConfig
+    scored = True
+    config: ExitConfig
+
+    def __init__(self, config: ExitConfig, sites: tuple[Site, ...], host: HostShape) -> None:
+        super().__init__(config, sites, host)
+        if not host.labels:
+            raise UserError(
+                "router 'exit' needs a host with a classification head (num_labels logits a "
+                "sequence or token); load the model with AutoModelForSequenceClassification "
+                "or AutoModelForTokenClassification"
+            )
+        if config.granularity == "token" and not host.per_token:
+            raise UserError("router 'exit' with granularity: token needs a host that labels tokens")
+        if len({site.stack for site in sites}) > 1:
+            raise UserError("router 'exit' serves one stack; set `stack: encoder` or `decoder`")
+        self.heads = nn.ModuleList(ExitHead(host.hidden, config.hidden, host.labels) for _ in sites)
+        learned = config.criterion == "learned"
+        self.probe = nn.Parameter(torch.zeros(len(sites), 4)) if learned else None
+        self._place = {site.key: place for place, site in enumerate(sites)}
+
+    def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
+        place = self._place[site.key]
+        mask_BT = flow.mask_BT(site)
+        earlier = self._recall(place, flow)
+        logits = self._logits(place, hidden_BTD, mask_BT, earlier.get("logits"))
+        if flow.training:
+            flow.memory[(site.key, "logits")] = logits
+            if self.probe is not None:
+                flow.memory[(site.key, "score")] = self._score(place, logits, None)
+            ones = torch.ones(hidden_BTD.shape[0], 1, 1, device=hidden_BTD.device)
+            return Route(site, ones)
+        streak = None
+        if self.config.criterion == "patience":
+            streak = self._streak(logits, earlier)
+            flow.memory[(site.key, "streak")] = streak
+        score = self._score(place, logits, streak)
+        if self.host.per_token and self.config.granularity == "sequence":
+            real = score if mask_BT is None else score.masked_fill(~mask_BT, 0.0)
+            score = real.amax(1)
+        alive = score > self.level(flow.budget)
+        if "alive" in earlier:
+            alive = alive & earlier["alive"]
+            gone = ~earlier["alive"]
+            logits = torch.where(self._like(gone, logits), earlier["logits"], logits)
+        flow.memory[(site.key, "alive")] = alive
+        flow.memory[(site.key, "logits")] = logits
+        per_token = score.ndim == 2
+        weight = alive.float() if per_token else alive.float()[:, None]
+        return Route(site, weight[:, :, None], (score if per_token else score[:, None])[:, :, None])
+
+    def finish(self, outputs: Any, flow: Flow) -> Any:
+        """Put the answers of what left early into the host's logits."""
+        if flow.training or not self.sites:
+            return outputs
+        last = self._recall(len(self.sites), flow)
+        final = outputs["logits"]
+        left = self._like(~last["alive"], final)
+        outputs["logits"] = torch.where(left, last["logits"].to(final.dtype), final)
+        return outputs
+
+    def head_logits(self, flow: Flow) -> list[Tensor]:
+        """Logits of every head in the last training pass, in order of depth."""
+        return [flow.memory[(site.key, "logits")] for site in self.sites]
+
+    def _recall(self, place: int, flow: Flow) -> dict[str, Tensor]:
+        """What the head before this one remembered."""
+        if place == 0:
+            return {}
+        key = self.sites[place - 1].key
+        names = ("alive", "logits", "streak")
+        return {name: flow.memory[(key, name)] for name in names if (key, name) in flow.memory}
+
+    def _logits(
+        self, place: int, hidden_BTD: Tensor, mask_BT: Tensor | None, before: Tensor | None
+    ) -> Tensor:
+        if not self.host.per_token:
+            hidden_BTD = self._pool(hidden_BTD, mask_BT)
+        return self.heads[place](hidden_BTD, before if self.config.cascade else None)
+
+    def _pool(self, hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        how = self.config.pool
+        if how == "auto":
+            how = "last" if self.host.causal else "mean"
+        if how == "mean":
+            return masked_mean(hidden_BTD, mask_BT)
+        if how == "first" or mask_BT is None:
+            return hidden_BTD[:, 0 if how == "first" else -1]
+        places = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+        last_B = (mask_BT * places).amax(1)
+        return hidden_BTD[torch.arange(hidden_BTD.shape[0], device=last_B.device), last_B]
+
+    def _score(self, place: int, logits: Tensor, streak: Tensor | None) -> Tensor:
+        """How much the rest of the model is needed, 0 (sure) .. 1."""
+        if streak is not None:
+            return 1.0 / (1.0 + streak)
+        probability = logits.softmax(-1)
+        if self.probe is None:
+            return 1.0 - probability.amax(-1)
+        best = probability.topk(min(2, probability.shape[-1]), dim=-1).values
+        entropy = torch.special.entr(probability).sum(-1)
+        features = torch.stack(
+            [torch.ones_like(entropy), best[..., 0], best[..., 0] - best[..., -1], entropy], -1
+        )
+        return (features.detach() @ self.probe[place].float()).sigmoid()
+
+    @staticmethod
+    def _streak(logits: Tensor, earlier: dict[str, Tensor]) -> Tensor:
+        """Number of heads in a row that agree with this one, itself not counted."""
+        label = logits.argmax(-1)
+        if "streak" not in earlier:
+            return torch.zeros_like(label, dtype=torch.float32)
+        same = label == earlier["logits"].argmax(-1)
+        return torch.where(same, earlier["streak"] + 1, 0.0)
+
+    @staticmethod
+    def _like(flag: Tensor, logits: Tensor) -> Tensor:
+        return flag.reshape(*flag.shape, *[1] * (logits.ndim - flag.ndim))

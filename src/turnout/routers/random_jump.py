@@ -1,0 +1,134 @@
+"""Random layer routing: a layer's output goes, with a probability, to any later layer.
+
+After layer i runs, with probability p the state jumps to a layer j > i drawn from a named
+distribution over the later layers (or past the last one); else it goes on to i + 1. It holds in
+training and in inference, so a model can be made to work along many paths. Related: LayerDrop
+(arXiv 1909.11556, independent drops) and LayerShuffle (arXiv 2407.04513, random order).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from turnout.flow import Flow, hash_uniform
+from turnout.route import Route, Site
+from turnout.routers.base import HostShape, Router, RouterConfig
+
+
+class RandomJumpConfig(RouterConfig):
+    """p: probability of a jump after each layer that runs. distribution: ``uniform`` over the
+    later layers, ``geometric`` (each further layer ``decay`` times as likely) or ``learned``
+    (trained by the score function of the task loss). inference: jump in inference too. A budget
+    below 1 sets p in inference so that this share of the layers runs on average."""
+
+    kind: Literal["random-jump"] = "random-jump"
+    granularity: Literal["batch", "sequence"] = "sequence"
+    p: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    distribution: Literal["uniform", "geometric", "learned"] = "uniform"
+    decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    inference: bool = True
+
+
+class RandomJumpRouter(Router):
+    """Draws a whole path at a stack's first routed layer; the later layers read it."""
+
+    Config: ClassVar[type[RouterConfig]] = RandomJumpConfig
+    config: RandomJumpConfig
+
+    def __init__(self, config: RandomJumpConfig, sites: tuple[Site, ...], host: HostShape) -> None:
+        super().__init__(config, sites, host)
+        self._stacks: dict[str, list[Site]] = {}
+        for site in sites:
+            self._stacks.setdefault(site.stack, []).append(site)
+        longest = max(len(group) for group in self._stacks.values())
+        learned = config.distribution == "learned"
+        self.jump = nn.Parameter(torch.zeros(longest, longest + 1)) if learned else None
+
+    def targets(self, depth: int) -> Tensor:
+        """Log-probability of each target (depth, depth + 1) after a jump from each layer.
+
+        Row i, column j: from routed layer i to routed layer j; j = depth leaves the routed part.
+        """
+        ahead = torch.arange(depth + 1)[None, :] - torch.arange(depth)[:, None]
+        if self.jump is not None:
+            score = self.jump[:depth, : depth + 1].float()
+            ahead = ahead.to(score.device)
+        elif self.config.distribution == "geometric":
+            score = ahead * torch.log(torch.tensor(self.config.decay))
+        else:
+            score = torch.zeros(depth, depth + 1)
+        return score.masked_fill(ahead < 1, -torch.inf).log_softmax(-1)
+
+    def share(self, depth: int, p: float) -> float:
+        """Expected share of the routed layers that run with jump probability p."""
+        chance = self.targets(depth).exp().detach().cpu()
+        visit = torch.zeros(depth + 1)
+        visit[0] = 1.0
+        for layer in range(depth):
+            visit += visit[layer] * p * chance[layer]
+            visit[layer + 1] += visit[layer] * (1 - p)
+        return float(visit[:depth].mean())
+
+    def probability(self, depth: int, budget: float) -> float:
+        """The jump probability that spends a budget on average (bisection; share falls with p)."""
+        low, high = 0.0, 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.share(depth, middle) > budget else (low, middle)
+        return high
+
+    def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
+        group = self._stacks[site.stack]
+        batch, device = hidden_BTD.shape[0], hidden_BTD.device
+        if not flow.training and not self.config.inference and flow.budget >= 1:
+            return Route(site, torch.ones(batch, 1, 1, device=device))
+        first = (group[0].key, "path")
+        if first not in flow.memory:
+            flow.memory[first], flow.memory[(group[0].key, "log_prob")] = self._draw(
+                group, batch, device, flow
+            )
+        place = group.index(site)
+        path_BL = flow.memory[first]
+        log_prob_BL = flow.memory[(group[0].key, "log_prob")]
+        learned = self.jump is not None
+        return Route(
+            site,
+            path_BL[:, place, None, None],
+            log_prob_BT=log_prob_BL[:, place, None] if learned else None,
+        )
+
+    def _draw(
+        self, group: list[Site], batch: int, device: torch.device, flow: Flow
+    ) -> tuple[Tensor, Tensor]:
+        """Which routed layers run (B, L) and the log-probability of each layer's draw (B, L)."""
+        depth = len(group)
+        p = self.config.p
+        if not flow.training and flow.budget < 1:
+            p = self.probability(depth, flow.budget)
+        log_chance = self.targets(depth).to(device)
+        reach = log_chance.detach().exp().cumsum(-1)
+        keys_B = flow.keys_B(batch, device)
+        if self.config.granularity == "batch":
+            keys_B = keys_B[:1].expand(batch)
+        salt = 3 if group[0].stack == "encoder" else 4
+        path_BL = torch.zeros(batch, depth, device=device)
+        log_prob_BL = torch.zeros(batch, depth, device=device)
+        at_B = torch.zeros(batch, dtype=torch.long, device=device)
+        for layer in range(depth):
+            here_B = at_B == layer
+            path_BL[:, layer] = here_B.float()
+            jumps_B = hash_uniform(keys_B, salt, layer, 0) < p
+            draw_B = hash_uniform(keys_B, salt, layer, 1)
+            target_B = torch.searchsorted(reach[layer].contiguous(), draw_B, right=True)
+            target_B = target_B.clamp(layer + 1, depth)
+            next_B = torch.where(jumps_B, target_B, torch.full_like(target_B, layer + 1))
+            chosen_B = torch.where(here_B & jumps_B, log_chance[layer][target_B], 0.0)
+            log_prob_BL = log_prob_BL.index_add(
+                1, torch.tensor([layer], device=device), chosen_B[:, None]
+            )
+            at_B = torch.where(here_B, next_B, at_B)
+        return path_BL, log_prob_BL
