@@ -17,11 +17,11 @@ LAYERS = (
     ("routers", "objectives"),
     ("hosts", "execute"),
     ("install",),
-    ("tasks", "demo.data"),  # the demo's files are data like any other; the demo itself is a leaf
+    ("tasks", "demo"),  # the demo's data are data like any other; what runs it is a leaf
     ("train",),
     ("measure",),
     ("recipe",),
-    ("cli", "demo", "__init__", "__main__"),
+    ("cli", "demo.__main__", "__init__", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -16,6 +16,9 @@ HEADING = re.compile(r"^#+ ", re.MULTILINE)
 FORBIDDEN = ("pickle", "torch.load(", "trust_remote_code=True")
 
 
+PUBLIC = re.compile(r"import (\w+) as \1$", re.MULTILINE)
+
+
 @pytest.fixture(scope="module")
 def readmes() -> tuple[str, str]:
     english, chinese = ROOT / "README.md", ROOT / "README.zh-CN.md"
@@ -45,3 +48,10 @@ def test_no_code_can_arrive_with_data(path: Path) -> None:
     )
     found = [word for word in FORBIDDEN if word in code]
     assert not found, f"{path.relative_to(ROOT)} uses {', '.join(found)}"
+
+
+def test_every_public_name_is_documented() -> None:
+    public = PUBLIC.findall((ROOT / "src/turnout/__init__.py").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    missing = [name for name in public if not re.search(rf"turnout\.{name}\b", page)]
+    assert public and not missing, f"docs/api.md does not name {', '.join(missing)}"
