@@ -31,6 +31,12 @@ def test_names_are_text_not_formulas_or_tags(raw: dict, make: Callable[..., Resu
     assert "&lt;b&gt;$x$" in svg and "<b>" not in svg
 
 
+def test_long_names_are_cut_in_the_plot(raw: dict, make: Callable[..., Results]):
+    raw["arms"][-1]["name"] = "every-other-layer-of-the-host"
+    svg = frontier_svg(make(arms=raw["arms"]))
+    assert "every-other-layer…" in svg and "of-the-host" not in svg
+
+
 def test_pyplot_is_never_loaded(results: Results):
     frontier_svg(results)
     assert "matplotlib.pyplot" not in sys.modules

@@ -37,4 +37,4 @@ def test_names_are_not_read_as_markup(raw: dict, make: Callable[..., Results]):
 def test_unknown_memory_is_a_dash(raw: dict, make: Callable[..., Results]):
     raw["arms"][0]["peak_memory_bytes"] = None
     results = make(arms=raw["arms"])
-    assert cells(results, results.dense)["peak memory"].main == "–"
+    assert cells(results, results.dense)["memory"].main == "–"

@@ -24,7 +24,7 @@ def test_the_fastest_arm_that_keeps_quality_is_told(results: Results):
     assert arm is not None and arm.name == "routed-50"
     assert kept(results, arm) == pytest.approx(0.9021 / 0.9075)
     title = headline(results).title
-    assert title.startswith("Routing keeps 99.4 % of the accuracy at 1.8× the speed")
+    assert title.startswith("Routing keeps 99.4\u00a0% of the accuracy at 1.8× the speed")
     assert "about as well" in title
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import re
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from turnout.measure.frontier import line, relative_time
+from turnout.measure.labels import place
 from turnout.measure.results import Arm, Family, Results
 
 # Matplotlib wants a colour now, the page wants to choose later: each stand-in below is written
@@ -26,16 +29,13 @@ STAND_INS = {
     "card": "#0d0008",
 }
 MARKERS: dict[Family, str] = {"static": "s", "random": "^", "routed": "o", "dense": "D"}
-LABELS: dict[Family, tuple[float, float, str, str]] = {  # offset in points, alignment
-    "routed": (-6, 7, "right", "bottom"),
-    "static": (7, -7, "left", "top"),
-    "dense": (0, 10, "right", "bottom"),
-}
+SIZE = 10.5
+LONGEST = 18  # letters of a name beside its point; the table has it whole
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10.5,
+    "font.size": SIZE,
     "text.parse_math": False,  # a name with two dollar signs is a name, not a formula
 }
 
@@ -63,6 +63,7 @@ def frontier_svg(results: Results, width: float = 9.6, height: float = 4.8) -> s
             for arm in results.family(family):
                 _point(axes, arm)
         _dress(axes, results, width)
+        _name_points(figure, axes, results)
         return _themed(figure)
 
 
@@ -78,18 +79,56 @@ def _point(axes: Axes, arm: Arm) -> None:
     axes.plot(
         x, y, MARKERS[arm.family], ms=size, color=colour, mec=STAND_INS["card"], mew=1.2, zorder=5
     )
-    if arm.family in LABELS:
-        dx, dy, ha, va = LABELS[arm.family]
-        label = f"{arm.budget * 100:.0f} %" if arm.family == "routed" and arm.budget else arm.name
+
+
+def _name_points(figure: Figure, axes: Axes, results: Results) -> None:
+    """Budgets beside routed points, names beside cut models; random points stay unnamed."""
+    figure.draw_without_rendering()  # settles the layout, so that places are known
+    arms = [arm for family in ("dense", "static", "routed") for arm in results.family(family)]
+    names = [_name(arm) for arm in arms]
+    to_points = axes.transData.transform
+    scale = 72 / figure.dpi
+    places_P2 = to_points([_at(arm) for arm in arms]) * scale
+    drawn = [to_points(_samples(np.asarray(shape.get_xydata()))) * scale for shape in axes.lines]
+    bars = [path for bar in axes.collections for path in bar.get_paths()]
+    drawn += [to_points(_samples(np.asarray(path.vertices))) * scale for path in bars]
+    sizes = [(0.62 * SIZE * len(name), 1.15 * SIZE) for name in names]
+    frame = np.asarray(axes.bbox.extents) * scale
+    offsets = place(places_P2.tolist(), sizes, np.concatenate(drawn), tuple(frame))
+    for arm, name, offset in zip(arms, names, offsets, strict=True):
         axes.annotate(
-            label, (x, y), (dx, dy), textcoords="offset points", ha=ha, va=va, color=colour
+            name,
+            _at(arm),
+            offset,
+            textcoords="offset points",
+            ha="center",
+            va="center_baseline",
+            color=STAND_INS[arm.family],
+            in_layout=False,  # the places were found for the layout as it is
         )
+
+
+def _at(arm: Arm) -> tuple[float, float]:
+    return relative_time(arm), arm.quality.value
+
+
+def _name(arm: Arm) -> str:
+    if arm.family == "routed" and arm.budget is not None:
+        return f"{arm.budget * 100:.0f} %"
+    return arm.name if len(arm.name) <= LONGEST else arm.name[: LONGEST - 1] + "…"
+
+
+def _samples(corners_N2: np.ndarray) -> np.ndarray:
+    """Points along a line, close enough that no label slips between them."""
+    steps = np.linspace(0, 1, 80)[:, None]
+    pieces = [a + (b - a) * steps for a, b in pairwise(corners_N2)]
+    return np.concatenate([corners_N2, *pieces])
 
 
 def _dress(axes: Axes, results: Results, figure_width: float) -> None:
     axes.set_xlabel("time, share of the dense model's  (← faster)", color=STAND_INS["faint"])
     axes.set_title(
-        f"{results.task.headline} (↑ better)", loc="left", fontsize=10.5, color=STAND_INS["faint"]
+        f"{results.task.headline} (↑ better)", loc="left", fontsize=SIZE, color=STAND_INS["faint"]
     )
     axes.xaxis.set_major_formatter(lambda value, _: f"{value * 100:.0f} %")
     axes.margins(x=0.7 / figure_width, y=0.12)  # room for labels, the same in inches

@@ -10,7 +10,7 @@ from turnout.measure.plots import frontier_svg
 from turnout.measure.results import Arm, Family, Heatmap, Results
 from turnout.measure.style import CSS
 from turnout.measure.table import SIGNS, Cell, cells, ordered
-from turnout.measure.words import headline, kept, points
+from turnout.measure.words import headline, kept, percent, points
 
 FAMILY_WORDS: dict[Family, str] = {
     "routed": "routed, one point a budget",
@@ -55,18 +55,29 @@ def _section(title: str, why: str, *body: str) -> str:
 
 def _figures(results: Results, arm: Arm) -> str:
     found = verdict(results, arm)
-    against = ("–", "against a cut model: none measured that is as fast")
+    against = ("–", "against a cut model: none measured that is as fast", "level")
     if found.difference is not None:
         sign = "+" if found.difference >= 0 else "−"
         end = {"above": "", "level": " (within the error)", "below": ""}[found.status]
-        against = (f"{sign}{points(found.difference)}", f"against a cut model as fast{end}")
+        against = (
+            f"{sign}{points(found.difference)}",
+            f"against a cut model as fast{end}",
+            found.status,
+        )
     shown = [
-        (f"{kept(results, arm) * 100:.1f} %", f"of the dense {results.task.headline} kept"),
-        (f"{arm.speedup.value:.2f}×", f"speed, {arm.speedup.low:.2f} to {arm.speedup.high:.2f}"),
-        (f"{arm.units_run:.1f} of {arm.units_total:g}", "layers run for an example"),
+        (percent(kept(results, arm)), f"of the dense {results.task.headline} kept", "plain"),
+        (
+            f"{arm.speedup.value:.2f}×",
+            f"speed, {arm.speedup.low:.2f} to {arm.speedup.high:.2f}",
+            "plain",
+        ),
+        (f"{arm.units_run:.1f} of {arm.units_total:g}", "layers run for an example", "plain"),
         against,
     ]
-    tiles = (f"<div><b>{escape(big)}</b><span>{escape(what)}</span></div>" for big, what in shown)
+    tiles = (
+        f'<div><b class="{colour}">{escape(big)}</b><span>{escape(what)}</span></div>'
+        for big, what, colour in shown
+    )
     return f'<div class="card figures">{"".join(tiles)}</div>'
 
 
@@ -84,14 +95,20 @@ def _frontier(results: Results) -> str:
     return _section(
         "Quality against time",
         "Up and left is better. Routing earns its place only above the dashed line of models that "
-        "were cut plainly to the same time, and above the dotted line of random routing. Bars are "
-        "95 % intervals, of quality over test examples and of time over rounds.",
+        "were cut plainly to the same time, and above the dotted line of random routing. "
+        "Bars are intervals: 95\u00a0% over test examples for quality, "
+        f"{_over_rounds(results)} for time.",
         f'<div class="card" role="img" aria-label="{escape(label)}">',
         f'<ul class="legend">{legend}</ul>',
         f'<div class="wide">{frontier_svg(results)}</div>',
         f'<div class="narrow">{frontier_svg(results, width=3.9, height=4.2)}</div>',
         "</div>",
     )
+
+
+def _over_rounds(results: Results) -> str:
+    rounds = len(results.dense.seconds.runs)
+    return "95\u00a0% over rounds" if rounds >= 6 else f"the range of only {rounds} rounds"
 
 
 def _table(results: Results, chosen: Arm | None) -> str:
@@ -103,8 +120,8 @@ def _table(results: Results, chosen: Arm | None) -> str:
     )
     return _section(
         "Every arm",
-        "Medians and 95 % intervals. “Against cutting” is the distance to the dashed line at the "
-        "arm’s own time.",
+        "Under each number stands its interval. “Against cutting” is the distance to the dashed "
+        "line at the arm’s own time.",
         f'<div class="card scroll"><table>\n<thead><tr>{heads}</tr></thead>',
         f"<tbody>\n{body}</tbody></table></div>",
     )
@@ -161,7 +178,7 @@ def _use(shares: list[float] | None) -> str:
             for unit, share in enumerate(shares)
         )
         bars = f'<span class="units">{bars}</span>'
-    return f"{bars}<small>{mean * 100:.0f} %</small>"
+    return f"{bars}<small>{percent(mean, 0)}</small>"
 
 
 def _heatmap(heatmap: Heatmap) -> str:

@@ -42,7 +42,7 @@ section { margin-top: 3rem; }
   padding: 0; overflow: hidden; background: var(--grid); }
 .figures div { background: var(--card); padding: 1rem 1.25rem; }
 .figures b { display: block; 
-  font: 500 clamp(1.35rem, 4vw, 1.75rem)/1.25 var(--serif); color: var(--routed); }
+  font: 500 clamp(1.35rem, 4vw, 1.75rem)/1.25 var(--serif); }
 .figures span { font-size: .8125rem; color: var(--faint); display: block; line-height: 1.4; }
 svg { display: block; width: 100%; height: auto; }
 .narrow { display: none; }
@@ -55,7 +55,7 @@ svg { display: block; width: 100%; height: auto; }
 .scroll { overflow-x: auto; padding: 0; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; line-height: 1.35;
   font-variant-numeric: tabular-nums; }
-th, td { padding: .6rem .65rem; text-align: right; white-space: nowrap; vertical-align: top; }
+th, td { padding: .6rem; text-align: right; white-space: nowrap; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
   background: var(--card); }
 thead th { font-weight: 500; color: var(--faint); border-bottom: 1px solid var(--grid); }
@@ -63,7 +63,7 @@ tbody th { font-weight: 600; }
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
 tr.chosen > *, tr.chosen > th:first-child { background: var(--tint); }
 small { display: block; font-size: .75rem; font-weight: 400; color: var(--faint); }
-.above { color: var(--routed); } .below { color: var(--static); }
+.plain, .above { color: var(--routed); } .below { color: var(--static); }
 .dot { display: inline-block; width: .6em; height: .6em; border-radius: 50%; margin-right: .5em;
   background: var(--c); }
 .use td { min-width: 6rem; vertical-align: middle; }
@@ -97,6 +97,7 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--grid);
   .figures { grid-template-columns: 1fr 1fr; } .figures div { padding: .8rem 1rem; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; }
   th, td { padding: .5rem .6rem; }
+  .use td { min-width: 4.4rem; } .use td, .use th { padding: .5rem .4rem; }
 }
 @media print { body { background: none; } section { break-inside: avoid; } }
 """.strip()

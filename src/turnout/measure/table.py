@@ -9,7 +9,7 @@ from rich.text import Text
 
 from turnout.measure.frontier import verdict
 from turnout.measure.results import Arm, Family, Results
-from turnout.measure.words import kept, points
+from turnout.measure.words import kept, percent, points
 
 FAMILIES: tuple[Family, ...] = ("dense", "routed", "random", "static")
 SIGNS = {"above": "▲", "level": "≈", "below": "▼"}
@@ -33,12 +33,12 @@ def cells(results: Results, arm: Arm) -> dict[str, Cell]:
         "arm": Cell(arm.name, arm.family),
         "speed-up": Cell(f"{speed.value:.2f}×", f"{speed.low:.2f} to {speed.high:.2f}"),
         quality.metric: Cell(f"{quality.value:.3f}", f"{quality.low:.3f} to {quality.high:.3f}"),
-        "kept": Cell(f"{kept(results, arm) * 100:.1f} %"),
+        "kept": Cell(percent(kept(results, arm))),
         "against cutting": _against(results, arm),
         "layers run": Cell(f"{arm.units_run:.2f}", f"of {arm.units_total:g}"),
         "GFLOPs": Cell(f"{arm.flops_per_example / 1e9:.3g}", "an example"),
         "seconds": Cell(f"{seconds.median:.3g}", f"{seconds.low:.3g} to {seconds.high:.3g}"),
-        "peak memory": Cell("–" if memory is None else f"{memory / 1e6:,.0f} MB"),
+        "memory": Cell("–" if memory is None else f"{memory / 1e6:,.0f} MB"),
         "parameters": Cell(f"{arm.parameters / 1e6:.1f} M"),
     }
 

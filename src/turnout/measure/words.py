@@ -37,13 +37,17 @@ def headline(results: Results) -> Headline:
     arm = headline_arm(results)
     if arm is None:
         return Headline(None, "Nothing was routed in this measurement", [])
-    title = f"Routing keeps {kept(results, arm):.1%} of the {results.task.headline}"
-    title = title.replace("%", " %")
+    title = f"Routing keeps {percent(kept(results, arm))} of the {results.task.headline}"
     if arm.speedup.low <= 1:
         title += " but saves no time" + (", it costs time" if arm.speedup.high < 1 else "")
     else:
         title += f" at {arm.speedup.value:.1f}× the speed"
     return Headline(arm, title + _against_static(results, arm), _details(results, arm))
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as per cent; the sign never goes to another line than its number."""
+    return f"{share * 100:.{digits}f}\u00a0%"
 
 
 def points(difference: float) -> str:
