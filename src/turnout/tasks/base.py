@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import datasets
@@ -14,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from turnout.errors import UserError
+from turnout.tasks.table import no_progress
 
 IGNORED = -100  # the label that losses and metrics pass over
 
@@ -136,7 +136,7 @@ def map_batches(
     dataset: datasets.Dataset, function: Callable[[dict[str, list[Any]]], dict[str, Any]]
 ) -> datasets.Dataset:
     """`dataset.map` in memory, no progress bar; only the columns that `function` returns stay."""
-    with _no_progress():
+    with no_progress():
         return dataset.map(
             function,
             batched=True,
@@ -174,14 +174,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return value.item() if isinstance(value, np.generic) else value
-
-
-@contextmanager
-def _no_progress() -> Iterator[None]:
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

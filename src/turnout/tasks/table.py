@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,13 @@ def read_hub(name: str, split: str) -> Table:
     """
     repo, _, config = name.partition(":")
     try:
-        data = datasets.load_dataset(repo, config or None, split=split)
+        with no_progress():
+            data = datasets.load_dataset(repo, config or None, split=split)
     except Exception as error:  # the Hub client raises many types; each means: not available
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{name!r} is neither a file{nearest(name)} nor a data set with a split {split!r} "
-            f"that could be loaded: {reason}"
+            f"{name!r} is neither a file nor a data set with a split {split!r} that could be "
+            f"loaded ({reason}){nearest(name)}"
         ) from error
     columns = {key: _named(data.features[key], data[key][:]) for key in data.column_names}
     return Table(f"{name} ({split})", columns)
@@ -106,6 +108,18 @@ def is_hub_name(value: str) -> bool:
     dotted = path.suffix in SUFFIXES or (bool(path.suffix) and path.parent.is_dir())
     pathlike = value.startswith((".", "/", "~")) or value.count("/") > 1 or dotted
     return not path.exists() and not pathlike
+
+
+@contextmanager
+def no_progress() -> Iterator[None]:
+    """Without the progress bars of `datasets`, which are on or off for all of the process."""
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _named(feature: Any, values: list[Any]) -> list[Any]:
