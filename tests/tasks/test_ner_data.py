@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from turnout.errors import UserError
+from turnout.tasks.ner_data import read_tagged, read_words
+
+
+def test_json_lines_with_usual_or_given_column_names(write):
+    path = write("a.jsonl", '{"tokens":["a","b"],"ner_tags":["O","I-X"],"mine":["O","O"]}\n')
+    assert read_tagged(path, "train", 0, -1, "auto").tags == [["O", "B-X"]]
+    assert read_tagged(path, "train", "tokens", "mine", "auto").tags == [["O", "O"]]
+    assert read_words(path, 0) == [["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"tokens":["a"],"tags":["O","O"]}\n', r"a\.jsonl:1: found 2 tags for 1 words"),
+        ('{"tokens":["a"],"tags":["E-X"]}\n', r"a\.jsonl:1, word 1: tag 'E-X'"),
+        ('{"tokens":"a","tags":["O"]}\n', r"a\.jsonl:1: 'tokens' is 'a'; expected a list of texts"),
+        ('{"tokens":["a"],"tags":[3]}\n', r"a\.jsonl:1: 'tags' is \[3\]; expected a list of texts"),
+        ('{"words":["a"],"tags":["O"]}\n', "no column 'tokens'; its columns are 'words', 'tags'"),
+    ],
+)
+def test_bad_json_lines(write, content, message):
+    with pytest.raises(UserError, match=message):
+        read_tagged(write("a.jsonl", content), "train", 0, -1, "auto")
+
+
+def test_csv_has_no_place_for_words(write):
+    with pytest.raises(UserError, match=r"CoNLL columns, \.jsonl or \.parquet, not \.csv"):
+        read_tagged(write("a.csv", "a,O\n"), "train", 0, -1, "auto")
