@@ -1,0 +1,71 @@
+"""One source archive from the package index that pip is set to, without building or running it.
+
+`pip download` would run the archive's setup.py to learn its metadata; only the file is wanted here.
+"""
+
+from __future__ import annotations
+
+import html
+import http.client
+import os
+import re
+import ssl
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from turnout.errors import UserError
+
+DEFAULT_INDEX = "https://pypi.org/simple"
+TIMEOUT = 60  # seconds without a byte
+
+
+def download(project: str, filename: str, to: Path) -> bytes:
+    """The bytes of `filename`, a file of `project` (lower case) in the index.
+
+    Raises UserError, which says where the file can be put by hand (`to`), when it cannot be had.
+    """
+    index = pip_setting("index-url") or DEFAULT_INDEX
+    page = f"{index.rstrip('/')}/{project}/"
+    certificates = pip_setting("cert")
+    try:
+        context = ssl.create_default_context(cafile=certificates)
+        links = re.findall(r'href="([^"]+)"', _get(page, context).decode("utf-8"))
+        addresses = [urllib.parse.urljoin(page, html.unescape(link)) for link in links]
+        for address in addresses:
+            address, _ = urllib.parse.urldefrag(address)
+            if address.rsplit("/", 1)[-1] == filename:
+                return _get(address, context)
+        reason = f"{_public(page)} does not list it"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = f"{_public(page)}: {getattr(error, 'reason', None) or error}"
+    raise UserError(
+        f"cannot download {filename}: {reason}. Check the connection, or set pip's index "
+        f"(PIP_INDEX_URL), or put the file at {to} by hand"
+    )
+
+
+def pip_setting(name: str) -> str | None:
+    """A setting of pip: from PIP_NAME in the environment, else from pip's files, else None."""
+    value = os.environ.get(f"PIP_{name.upper().replace('-', '_')}")
+    if value:
+        return value
+    for section in ("download", "global"):
+        command = [sys.executable, "-m", "pip", "config", "get", f"{section}.{name}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0 and done.stdout.strip():
+            return done.stdout.strip()
+    return None
+
+
+def _get(address: str, context: ssl.SSLContext) -> bytes:
+    with urllib.request.urlopen(address, timeout=TIMEOUT, context=context) as reply:
+        return reply.read()
+
+
+def _public(address: str) -> str:
+    """The address without a user name and password, which an index URL may hold."""
+    parts = urllib.parse.urlsplit(address)
+    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1]))
