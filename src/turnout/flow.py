@@ -67,7 +67,8 @@ class Flow:
     budget: share of the routed work that may be spent, 0..1. training: of the root model.
     memory: what routers remember within the pass, keyed by (site key, name): written once per
     site, so a repeated run writes equal values.
-    mask_of: how a stack's (B, T) mask is read off the inputs.
+    mask_of: how a stack's (B, T) mask is read off the inputs. known_keys_B: keys of the sequences,
+    before the seed is added, when they are known already.
     """
 
     inputs: dict[str, Any]
@@ -77,7 +78,7 @@ class Flow:
     mask_of: Callable[[str, int, int], Tensor | None] = lambda stack, b, t: None
     trace: Trace = field(default_factory=Trace)
     memory: dict[tuple[str, str], Tensor] = field(default_factory=dict)
-    _keys_B: Tensor | None = None
+    known_keys_B: Tensor | None = None
 
     def enter(self, site: Site, hidden_BTD: Tensor) -> None:
         """Note the shape and mask of a stack at its first routed site."""
@@ -92,15 +93,15 @@ class Flow:
 
     def keys_B(self, batch: int, device: torch.device) -> Tensor:
         """One int64 key a sequence: from its token ids, or its place in the batch without ids."""
-        if self._keys_B is None:
+        if self.known_keys_B is None:
             ids = self.inputs.get("input_ids")
             if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[0] == batch:
                 mask = self.inputs.get("attention_mask")
                 fits = isinstance(mask, Tensor) and mask.shape == ids.shape
-                self._keys_B = sequence_keys(ids, mask if fits else None)
+                self.known_keys_B = sequence_keys(ids, mask if fits else None)
             else:
-                self._keys_B = torch.arange(batch, device=device)
-        return self._keys_B + self.seed
+                self.known_keys_B = torch.arange(batch, device=device)
+        return self.known_keys_B + self.seed
 
     def uniform_B(self, batch: int, device: torch.device, *salts: int) -> Tensor:
         """A uniform draw in [0, 1) a sequence, a function of the seed, the input and the salts."""

@@ -9,11 +9,11 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
-from turnout.execute.block import BlockHandle, RoutedBlock
+from turnout.execute.block import BlockHandle, RoutedBlock, RoutedEmbeddings
 from turnout.execute.leaves import ROLES
 from turnout.execute.routing import Routing
 from turnout.execute.scope import Scope, Stream
-from turnout.hosts.attach import BlockView, blocks_of, find_family, restore, site_of, swap
+from turnout.hosts.attach import BlockView, blocks_of, find_family, price, restore, site_of, swap
 from turnout.route import Site
 from turnout.routers import ROUTERS, AnyRouterConfig, HostShape, Router, RouterConfig
 
@@ -55,10 +55,12 @@ def install(model: PreTrainedModel, routers: Sequence[RouterSpec]) -> PreTrained
     if hidden and not all(view.stack.hideable for view in views):
         raise UserError("visible: false removes tokens from attention: encoders only")
     device = next(model.parameters()).device
-    routing = Routing(built, {view.stack.name: view.stack for view in views}).to(device)
+    stacks = {view.stack.name: view.stack for view in views}
+    costs = {(view.stack.name, view.layer): price(view, "layer") for view in views}
+    routing = Routing(built, stacks, costs).to(device)
     by_key = {site.key: site for site in routing.sites}
     for view in views:
-        _attach(view, routing, by_key, hidden)
+        _attach(model, view, routing, by_key, hidden)
     model.add_module("turnout", routing)
     routing.train(model.training)
     handles = (
@@ -120,7 +122,13 @@ def host_shape(model: PreTrainedModel) -> HostShape:
     )
 
 
-def _attach(view: BlockView, routing: Routing, sites: dict[str, Site], hidden: bool) -> None:
+def _attach(
+    model: PreTrainedModel,
+    view: BlockView,
+    routing: Routing,
+    sites: dict[str, Site],
+    hidden: bool,
+) -> None:
     keys = {
         kind: f"{view.stack.name}.{view.layer}.{kind}" for kind in ("layer", "attention", "ffn")
     }
@@ -146,3 +154,7 @@ def _attach(view: BlockView, routing: Routing, sites: dict[str, Site], hidden: b
             module.__dict__["_turnout_last"] = leaf is found[-1][0]
     swap(view.module, RoutedBlock)
     view.module.__dict__["_turnout"] = handle
+    if view.layer == 0 and view.stack.embeddings:
+        embeddings = model.base_model.get_submodule(view.stack.embeddings)
+        swap(embeddings, RoutedEmbeddings)
+        embeddings.__dict__["_turnout"] = handle

@@ -17,7 +17,8 @@ from transformers.cache_utils import Cache
 from turnout.execute.reference import pick_sequences
 from turnout.execute.rows import modulate
 from turnout.execute.scope import Scope, Stream, is_reference
-from turnout.execute.span import SpanStop
+from turnout.execute.span import Span, SpanStop
+from turnout.flow import Flow
 from turnout.route import Route, Site
 
 if TYPE_CHECKING:
@@ -52,6 +53,18 @@ class RoutedBlock(nn.Module):
         return run_block(self._turnout, super().forward, hidden_states, args, kwargs)
 
 
+class RoutedEmbeddings(nn.Module):
+    """Embeddings that a span with its own state passes by."""
+
+    _turnout: BlockHandle
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        span = self._turnout.routing.span
+        if span is not None and span.hidden_BTD is not None:
+            return span.hidden_BTD
+        return super().forward(*args, **kwargs)
+
+
 def run_block(
     handle: BlockHandle,
     host: Callable[..., Any],
@@ -63,13 +76,7 @@ def run_block(
     flow = handle.routing.current_flow()
     span = handle.routing.span
     if span is not None:
-        if handle.layer < span.start:
-            return x_BTD
-        if handle.layer == span.start and span.hidden_BTD is not None:
-            x_BTD = span.hidden_BTD
-        if handle.layer >= span.stop:
-            raise SpanStop(x_BTD, flow)
-        return host(x_BTD, *args, **kwargs)
+        return _run_span(handle, span, flow, host, x_BTD, args, kwargs)
 
     routes = {}
     for kind, site in handle.sites.items():
@@ -90,6 +97,29 @@ def run_block(
     weight = torch.where(layer.weight_BTU != 0, layer.weight_BTU, 1.0)
     hidden = modulate(hidden, x_BTD, weight)
     return (hidden, *rest) if rest else hidden
+
+
+def _run_span(
+    handle: BlockHandle,
+    span: Span,
+    flow: Flow,
+    host: Callable[..., Any],
+    x_BTD: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """A block of a partial pass: no routing; the end of the span leaves by an exception."""
+    state = x_BTD if span.hidden_BTD is None else span.hidden_BTD
+    if handle.layer < span.start:
+        return state
+    if handle.layer == span.start:
+        x_BTD = state
+    if span.stop is not None and handle.layer >= span.stop:
+        raise SpanStop(x_BTD)
+    out = host(x_BTD, *args, **kwargs)
+    if span.stop is not None and handle.layer + 1 == span.stop:
+        raise SpanStop(out)
+    return out
 
 
 def _weighted(route: Route) -> bool:

@@ -19,7 +19,7 @@ from turnout.errors import UserError
 from turnout.execute.span import Span
 from turnout.flow import Flow
 from turnout.hosts.family import Stack
-from turnout.route import Route, Site, Trace
+from turnout.route import Route, Site, Trace, UnitCost
 from turnout.routers.base import Router
 
 _scopes: ContextVar[tuple[Trace, ...]] = ContextVar("turnout_traces", default=())
@@ -40,11 +40,18 @@ class Routing(nn.Module):
     """Routers by name, and the state of the pass under way.
 
     budget: share of the routed work that may be spent, 0..1; set it at any time.
+    block_costs: work of every block of the model, routed or not, by (stack, layer).
     seed: repeats the paths of random routers in inference; None draws a new one each pass.
     """
 
-    def __init__(self, routers: dict[str, Router], stacks: dict[str, Stack]) -> None:
+    def __init__(
+        self,
+        routers: dict[str, Router],
+        stacks: dict[str, Stack],
+        block_costs: dict[tuple[str, int], UnitCost],
+    ) -> None:
         super().__init__()
+        self.block_costs = block_costs
         self.routers = nn.ModuleDict(routers)
         self.stacks = stacks
         self.seed: int | None = None
@@ -79,6 +86,10 @@ class Routing(nn.Module):
     def sites(self) -> tuple[Site, ...]:
         """All routed sites, in the order of their routers."""
         return tuple(site for router in self.all_routers() for site in router.sites)
+
+    def part_of_block(self, site: Site) -> float:
+        """Work of a site as a part of its whole block, by FLOPs a row."""
+        return site.cost.row / self.block_costs[(site.stack, site.layer)].row
 
     def all_routers(self) -> list[Router]:
         """The routers, in the order they were given."""

@@ -14,36 +14,41 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from turnout.flow import Flow
-
 if TYPE_CHECKING:
     from turnout.execute.routing import Routing
 
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """Blocks start .. stop - 1 of a stack; hidden_BTD (B, T, D) replaces the input of block start."""
+    """Blocks start .. stop - 1 of a stack, or to the end of the model with stop = None.
+
+    hidden_BTD (B, T, D) replaces the input of block ``start``.
+    """
 
     start: int
-    stop: int
+    stop: int | None
     hidden_BTD: Tensor | None = None
 
 
 class SpanStop(Exception):
     """Carries the state out of the host's forward pass."""
 
-    def __init__(self, hidden_BTD: Tensor, flow: Flow) -> None:
+    def __init__(self, hidden_BTD: Tensor) -> None:
         super().__init__("the end of a span of blocks was reached")
-        self.hidden_BTD, self.flow = hidden_BTD, flow
+        self.hidden_BTD = hidden_BTD
 
 
 def run_span(
-    model: nn.Module, inputs: Mapping[str, Any], start: int, stop: int, hidden_BTD: Tensor | None
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    start: int,
+    stop: int | None,
+    hidden_BTD: Tensor | None = None,
 ) -> Any:
-    """Run blocks start .. stop - 1, all rows, no routing.
+    """Run blocks start .. stop - 1 for all rows, without routing.
 
-    Returns the state (B, T, D) after them; with stop = depth the rest of the host runs too
-    and its outputs are returned. Hosts with one stack only.
+    Returns the state (B, T, D) after them. With stop = None the rest of the host runs too and
+    its outputs are returned. Hosts with one stack of blocks that return one tensor.
     """
     routing: Routing = model.turnout  # type: ignore[assignment]
     routing.span = Span(start, stop, hidden_BTD)

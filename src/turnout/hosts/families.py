@@ -26,22 +26,15 @@ _bert = Stack(
     ),
     ffn=leaves(open="intermediate", residual="output"),
     post_norm=True,
+    embeddings="embeddings",
 )
-register_family(
-    Family(
-        "bert",
-        ("bert", "roberta", "electra"),
-        (_bert,),
-        (
-            ("chunk_size_feed_forward", 0, _NO_CHUNKS[2]),
-            (
-                "add_cross_attention",
-                False,
-                "cross-attention inside BERT is not described by this record",
-            ),
-        ),
-    )
+_bert_refuses = (
+    _NO_CHUNKS,
+    ("add_cross_attention", False, "cross-attention inside BERT is not described by this record"),
 )
+register_family(Family("bert", ("bert", "roberta"), (_bert,), _bert_refuses))
+# ELECTRA may project its embeddings before the first block, so a span embeds again.
+register_family(Family("electra", ("electra",), (replace(_bert, embeddings=""),), _bert_refuses))
 
 register_family(
     Family(
@@ -59,6 +52,7 @@ register_family(
                 ),
                 ffn=leaves(delta="ffn", norm="output_layer_norm"),
                 post_norm=True,
+                embeddings="embeddings",
             ),
         ),
         (_NO_CHUNKS,),
@@ -75,6 +69,7 @@ register_family(
                 blocks="layers",
                 attention=leaves(fused="attn.Wqkv", delta="attn.Wo"),
                 ffn=leaves(delta="mlp"),
+                embeddings="embeddings",
             ),
         ),
     )

@@ -44,7 +44,8 @@ class Stack:
     can use (speech models shorten the input). post_norm: the norm follows the addition, so a
     skipped sub-block skips its norm too. tuple_output: a block returns more than the hidden
     state, so it must be entered even when nothing runs. hideable: skipped tokens can be removed
-    from attention (encoders). parallel: attention and FFN add to the same input.
+    from attention (encoders). embeddings: path from the base model of the module whose result
+    enters the first block, so that a span that brings its own state need not embed ("" = none).
     """
 
     name: str
@@ -57,6 +58,7 @@ class Stack:
     post_norm: bool = False
     tuple_output: bool = False
     hideable: bool = True
+    embeddings: str = ""
 
 
 @dataclass(frozen=True)

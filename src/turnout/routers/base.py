@@ -66,11 +66,14 @@ class Router(nn.Module, ABC):
     """Decides at the sites it serves. Final classes set ``Config`` and write ``decide``.
 
     levels: calibrated dial, pairs (share of the routed work, threshold on the score), share
-    descending; empty = not calibrated, or a router whose dial needs none.
+    descending; empty = not calibrated, or a router whose dial needs none. scored: routes come
+    from comparing a score with a threshold. token_memory: names in ``flow.memory`` whose second
+    dimension is T.
     """
 
     Config: ClassVar[type[RouterConfig]]
     scored: ClassVar[bool] = False
+    token_memory: frozenset[str] = frozenset()
 
     def __init__(self, config: RouterConfig, sites: tuple[Site, ...], host: HostShape) -> None:
         super().__init__()
@@ -84,6 +87,10 @@ class Router(nn.Module, ABC):
     def finish(self, outputs: Any, flow: Flow) -> Any:
         """Change the model's outputs at the end of a pass; most routers leave them."""
         return outputs
+
+    def answered(self, site: Site, flow: Flow) -> tuple[Tensor, Tensor] | None:
+        """Which sequences are done for good after this site (B,), and everyone's logits so far."""
+        return None
 
     def level(self, budget: float) -> float:
         """The threshold for a budget, interpolated in the calibrated table.

@@ -82,6 +82,8 @@ class ExitRouter(Router):
         self.heads = nn.ModuleList(ExitHead(host.hidden, config.hidden, host.labels) for _ in sites)
         learned = config.criterion == "learned"
         self.probe = nn.Parameter(torch.zeros(len(sites), 4)) if learned else None
+        if host.per_token:
+            self.token_memory = frozenset({"logits", "streak"})
         self._place = {site.key: place for place, site in enumerate(sites)}
 
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
@@ -124,9 +126,17 @@ class ExitRouter(Router):
         outputs["logits"] = torch.where(left, last["logits"].to(final.dtype), final)
         return outputs
 
+    def answered(self, site: Site, flow: Flow) -> tuple[Tensor, Tensor]:
+        return ~flow.memory[(site.key, "alive")], flow.memory[(site.key, "logits")]
+
     def head_logits(self, flow: Flow) -> list[Tensor]:
         """Logits of every head in the last training pass, in order of depth."""
         return [flow.memory[(site.key, "logits")] for site in self.sites]
+
+    def probe_scores(self, flow: Flow) -> list[Tensor]:
+        """Scores of the learned criterion in the last training pass; empty for the others."""
+        keys = [(site.key, "score") for site in self.sites]
+        return [flow.memory[key] for key in keys if key in flow.memory]
 
     def _recall(self, place: int, flow: Flow) -> dict[str, Tensor]:
         """What the head before this one remembered."""

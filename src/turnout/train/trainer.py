@@ -1,0 +1,172 @@
+"""transformers.Trainer with routed objectives: the thinnest subclass that does it."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, Trainer
+
+from turnout import objectives
+from turnout.cost import trace_share
+from turnout.execute.routing import Routing
+from turnout.routers.exit import ExitRouter
+from turnout.train.config import TrainConfig
+
+
+def routing_of(model: nn.Module) -> Routing | None:
+    """The routing of a model, or None when it is not routed."""
+    return getattr(model, "turnout", None)
+
+
+class RoutedTrainer(Trainer):
+    """Adds the objectives of routes to the host's own loss, and reports the share of work.
+
+    A batch may carry ``teacher_logits`` (the dense host's answers, computed once). Works for an
+    unrouted model too: then only task and distillation count. Resumes exactly: schedules follow
+    ``state.global_step``, random routers draw from torch's generator, which Trainer restores.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        train_config: TrainConfig,
+        weights: objectives.ObjectivesConfig,
+        teacher: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.train_config, self.weights, self.teacher = train_config, weights, teacher
+        # Our losses are means over the micro-batch; Trainer must divide by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self._meters: dict[str, list[Tensor]] = defaultdict(list)
+        self._tokens, self._since = 0, time.perf_counter()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Weighted sum of the objectives; the parts are logged one by one."""
+        inputs = dict(inputs)
+        teacher_logits = inputs.pop("teacher_logits", None)
+        hidden = self.weights.hidden > 0 and self.teacher is not None and model.training
+        outputs = model(**inputs, output_hidden_states=True) if hidden else model(**inputs)
+        if not model.training:
+            return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+        parts = self._parts(model, inputs, outputs, teacher_logits)
+        if hidden:
+            parts["hidden"] = self._hidden(inputs, outputs)
+        loss = torch.stack(
+            [getattr(self.weights, name) * value.float() for name, value in parts.items()]
+        ).sum()
+        for name, value in parts.items():
+            self._meters[f"loss_{name}"].append(value.detach())
+        first = inputs.get("attention_mask", next(iter(inputs.values())))
+        self._tokens += first.numel()
+        return (loss, outputs) if return_outputs else loss
+
+    def _parts(
+        self, model: nn.Module, inputs: dict[str, Any], outputs: Any, teacher: Tensor | None
+    ) -> dict[str, Tensor]:
+        weights = self.weights
+        labels = inputs.get("labels")
+        logits = outputs["logits"]
+        parts = {"task": outputs["loss"]}
+        keep = labels != -100 if labels is not None and labels.ndim == 2 else None
+        if teacher is not None and weights.distill:
+            parts["distill"] = objectives.distill(logits, teacher, keep)
+        routing = routing_of(self.accelerator.unwrap_model(model))
+        if routing is None:
+            return parts
+        flow = routing.last_flow()
+        if any(route.weight_BTU.requires_grad for route in flow.trace.values()):
+            share = trace_share(flow.trace)
+            parts["budget"] = objectives.budget(share, self.target_budget())
+            if weights.balance:
+                parts["balance"] = objectives.balance(flow.trace)
+        self._meters["share"].append(trace_share(flow.trace).detach())
+        for router in routing.all_routers():
+            if isinstance(router, ExitRouter):
+                probes = router.probe_scores(flow)
+                parts["exits"] = objectives.exits(
+                    router.head_logits(flow), logits, labels, teacher, probes
+                )
+        if any(route.log_prob_BT is not None for route in flow.trace.values()):
+            parts["score_function"] = objectives.score_function(
+                flow.trace, _loss_per_sequence(logits, labels)
+            )
+        return parts
+
+    def _hidden(self, inputs: dict[str, Any], outputs: Any) -> Tensor:
+        assert self.teacher is not None
+        with torch.no_grad():
+            taught = self.teacher(**inputs, output_hidden_states=True)
+        mask = inputs.get("attention_mask")
+        keep = None if mask is None else mask.bool()
+        return objectives.distill_hidden(outputs.hidden_states[-1], taught.hidden_states[-1], keep)
+
+    def target_budget(self) -> float:
+        """The work budget at this step: from 1 down to its goal over the first part of training."""
+        steps = max(1.0, self.state.max_steps * self.train_config.anneal)
+        done = min(1.0, self.state.global_step / steps)
+        return 1.0 + (self.train_config.budget - 1.0) * done
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with a learning rate of its own for the routers."""
+        if self.optimizer is not None:
+            return self.optimizer
+        target = model if model is not None else self.model
+        config, decay = self.train_config, set(self.get_decay_parameter_names(target))
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in target.named_parameters():
+            if parameter.requires_grad:
+                groups[("turnout." in name, name in decay)].append(parameter)
+        settings = [
+            {
+                "params": parameters,
+                "lr": config.router_learning_rate if router else config.learning_rate,
+                "weight_decay": config.weight_decay if decays and not router else 0.0,
+            }
+            for (router, decays), parameters in groups.items()
+        ]
+        cls, extra = self.get_optimizer_cls_and_kwargs(self.args, target)
+        self.optimizer = cls(settings, **extra)
+        return self.optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the parts of the loss, the share of work and tokens per second."""
+        if "loss" in logs and self._meters:
+            for name, values in self._meters.items():
+                logs[name] = round(float(torch.stack(values).mean()), 5)
+            now = time.perf_counter()
+            logs["tokens_per_second"] = round(self._tokens / (now - self._since), 1)
+            self._meters.clear()
+            self._tokens, self._since = 0, now
+        super().log(logs, start_time)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Restore exactly, through the same reader as turnout.load (key conversions included)."""
+        from turnout.train.saving import load_weights
+
+        load_weights(model or self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        from turnout.train.saving import load_weights
+
+        if self.state.best_model_checkpoint:
+            load_weights(self.model, self.state.best_model_checkpoint)
+
+
+def _loss_per_sequence(logits: Tensor, labels: Tensor | None) -> Tensor:
+    assert labels is not None
+    each = F.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=-100, reduction="none"
+    ).view(labels.shape)
+    return each if each.ndim == 1 else each.sum(1) / (labels != -100).sum(1).clamp_min(1)
