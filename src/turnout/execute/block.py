@@ -49,8 +49,15 @@ class RoutedBlock(nn.Module):
 
     _turnout: BlockHandle
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Activation checkpointing keeps the keywords for the second run of `forward`, which may
+        # come after another pass has begun. A function, since FSDP copies records it is given.
+        flow = self._turnout.routing.current_flow()
+        return super().__call__(*args, turnout_flow=lambda: flow, **kwargs)
+
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return run_block(self._turnout, super().forward, hidden_states, args, kwargs)
+        flow = kwargs.pop("turnout_flow")()
+        return run_block(self._turnout, flow, super().forward, hidden_states, args, kwargs)
 
 
 class RoutedEmbeddings(nn.Module):
@@ -67,13 +74,13 @@ class RoutedEmbeddings(nn.Module):
 
 def run_block(
     handle: BlockHandle,
+    flow: Flow,
     host: Callable[..., Any],
     x_BTD: Tensor,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
     """One routed block. Returns what the host's block returns, for the full batch."""
-    flow = handle.routing.current_flow()
     span = handle.routing.span
     if span is not None:
         return _run_span(handle, span, flow, host, x_BTD, args, kwargs)
