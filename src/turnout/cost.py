@@ -10,11 +10,12 @@ from torch import Tensor
 from turnout.route import Route, Site, Trace
 
 
-def route_flops_B(route: Route, valid_BT: Tensor) -> Tensor:
+def route_flops_B(route: Route, valid_BT: Tensor, entered: bool = False) -> Tensor:
     """Work of one route per sequence, in FLOPs, shape (B,), differentiable through the weights.
 
     A weight counts by its *value* (1 for a unit that runs), so a straight-through weight passes
-    its gradient on. Skipped tokens of a sequence in which something runs cost ``idle``.
+    its gradient on. Skipped tokens of a sequence in which something runs cost ``idle``, and
+    those of every sequence when the site was ``entered`` (see Trace).
     """
     cost = route.site.cost
     weight_BTU = route.weight_BTU
@@ -22,7 +23,7 @@ def route_flops_B(route: Route, valid_BT: Tensor) -> Tensor:
     valid = valid_BT.to(ran_BTU.dtype)
     rows_B = (ran_BTU.sum(-1) * valid).sum(1)
     length_B = valid.sum(1)
-    runs_B = (rows_B.detach() > 0).to(rows_B.dtype)
+    runs_B = ((rows_B.detach() > 0) | entered).to(rows_B.dtype)
     idle_B = (length_B * route.site.units - rows_B) * runs_B
     return cost.row * rows_B + cost.idle * idle_B + cost.pair * runs_B * length_B**2
 
@@ -35,7 +36,11 @@ def dense_flops_B(site: Site, valid_BT: Tensor) -> Tensor:
 
 def trace_flops(trace: Trace) -> Tensor:
     """Routed work of one pass, summed over sites and sequences (scalar, FLOPs)."""
-    return _total([route_flops_B(r, trace.valid_BT(r.site.stack)).sum() for r in trace.values()])
+    parts = [
+        route_flops_B(route, trace.valid_BT(route.site.stack), key in trace.entered).sum()
+        for key, route in trace.items()
+    ]
+    return _total(parts)
 
 
 def trace_share(trace: Trace) -> Tensor:

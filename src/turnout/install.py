@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -88,12 +88,13 @@ def uninstall(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _build(
-    configs: Iterable[RouterConfig], views: list[BlockView], host: HostShape
+    configs: Sequence[RouterConfig], views: list[BlockView], host: HostShape
 ) -> dict[str, Router]:
     built: dict[str, Router] = {}
     taken: dict[str, str] = {}
+    hidden = any(not config.visible for config in configs)
     for config in configs:
-        every = [site_of(view, config.site) for view in views]
+        every = [site_of(view, config.site, hidden) for view in views]
         sites = tuple(site for site in every if config.covers(site))
         name = f"{len(built)}_{config.kind}".replace("-", "_")
         if not sites:

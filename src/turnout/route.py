@@ -73,12 +73,15 @@ class Trace(dict[str, Route]):
 
     A second run of the same pass (activation checkpointing) overwrites equal values, so
     nothing counts twice. ``mask_BT`` is the validity of tokens by stack, None = all valid.
+    ``entered``: keys of sites whose attention ran for every sequence, those included in which
+    nothing was chosen to run (a cache must be filled, or the block does more than this site).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.mask_BT: dict[str, Tensor | None] = {}
         self.shape_BT: dict[str, tuple[int, int]] = {}
+        self.entered: set[str] = set()
 
     def valid_BT(self, stack: str) -> Tensor:
         """Validity of each token of a stack, as bool (B, T)."""

@@ -96,6 +96,9 @@ def run_block(
     if run.everything and not run.weighted:
         return host(x_BTD, *args, **kwargs)
     enter = handle.must_enter or any(isinstance(v, Cache) for v in (*args, *kwargs.values()))
+    for kind, site in handle.sites.items():
+        if enter or kind == "attention":
+            flow.trace.entered.add(site.key)
     out = run.execute(host, args, kwargs, enter)
     layer = routes.get("layer")
     if layer is None or not _weighted(layer):

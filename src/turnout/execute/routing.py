@@ -142,6 +142,7 @@ class Routing(nn.Module):
                 collected.update(flow.trace)
                 collected.mask_BT.update(flow.trace.mask_BT)
                 collected.shape_BT.update(flow.trace.shape_BT)
+                collected.entered.update(flow.trace.entered)
         return outputs
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Routing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -103,14 +103,20 @@ def _check_leaves(view: BlockView, model_name: str) -> None:
                 ) from None
 
 
-def site_of(view: BlockView, kind: SiteKind) -> Site:
-    """The site of a kind at a block, with its cost."""
+def site_of(view: BlockView, kind: SiteKind, hidden: bool = False) -> Site:
+    """The site of a kind at a block, with its cost. hidden: skipped tokens have no keys and values."""
     key = f"{view.stack.name}.{view.layer}.{kind}"
-    return Site(key, kind, view.stack.name, view.layer, view.depth, 1, price(view, kind))
+    cost = price(view, kind)
+    if hidden:
+        cost = replace(cost, idle=0.0)
+    return Site(key, kind, view.stack.name, view.layer, view.depth, 1, cost)
 
 
 def price(view: BlockView, kind: SiteKind) -> UnitCost:
-    """FLOPs of a sub-block or of the whole block, from the shapes of its matrices."""
+    """FLOPs of a sub-block or of the whole block, from the shapes of its matrices.
+
+    What cross-attention does for the encoder's tokens is not in it.
+    """
     if kind == "layer":
         parts = [_price_part(view, part) for part in ("attention", "cross", "ffn")]
         idle = sum(part.idle for part in parts) if view.stack.hideable is False else parts[0].idle
