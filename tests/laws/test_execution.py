@@ -39,7 +39,9 @@ def run(
     return logits.detach(), grads
 
 
-def assert_same(one: tuple[Tensor, dict[str, Tensor]], two: tuple[Tensor, dict[str, Tensor]]) -> None:
+def assert_same(
+    one: tuple[Tensor, dict[str, Tensor]], two: tuple[Tensor, dict[str, Tensor]]
+) -> None:
     """Equal values and equal gradients; no gradient is the same as a zero one.
 
     The tolerance is that of float32: some hosts compute their norms in it whatever the dtype.
