@@ -43,13 +43,13 @@ class ExitConfig(RouterConfig):
 class ExitHead(nn.Module):
     """Logits from a pooled state (B, D) or from each token (B, T, D), in float32."""
 
-    def __init__(self, width: int, hidden: int, labels: int) -> None:
+    def __init__(self, width: int, hidden: int, labels: int, cascade: bool) -> None:
         super().__init__()
         inner = hidden or width
         self.inner = nn.Parameter(torch.randn(inner, width) / width**0.5) if hidden else None
         self.weight = nn.Parameter(torch.randn(labels, inner) * 0.02)
         self.bias = nn.Parameter(torch.zeros(labels))
-        self.carry = nn.Parameter(torch.zeros(()))
+        self.carry = nn.Parameter(torch.zeros(())) if cascade else None
 
     def forward(self, state: Tensor, before: Tensor | None) -> Tensor:
         """(..., D) and the earlier head's logits (..., C), or None, to (..., C)."""
@@ -57,7 +57,9 @@ class ExitHead(nn.Module):
         if self.inner is not None:
             state = F.gelu(F.linear(state, self.inner.float()))
         own = F.linear(state, self.weight.float(), self.bias.float())
-        return own if before is None else own + self.carry.float() * before.detach()
+        if self.carry is None or before is None:
+            return own
+        return own + self.carry.float() * before.detach()
 
 
 class ExitRouter(Router):
@@ -79,7 +81,10 @@ class ExitRouter(Router):
             raise UserError("router 'exit' with granularity: token needs a host that labels tokens")
         if len({site.stack for site in sites}) > 1:
             raise UserError("router 'exit' serves one stack; set `stack: encoder` or `decoder`")
-        self.heads = nn.ModuleList(ExitHead(host.hidden, config.hidden, host.labels) for _ in sites)
+        self.heads = nn.ModuleList(
+            ExitHead(host.hidden, config.hidden, host.labels, config.cascade and place > 0)
+            for place in range(len(sites))
+        )
         learned = config.criterion == "learned"
         self.probe = nn.Parameter(torch.zeros(len(sites), 4)) if learned else None
         if host.per_token:
@@ -151,7 +156,7 @@ class ExitRouter(Router):
     ) -> Tensor:
         if not self.host.per_token:
             hidden_BTD = self._pool(hidden_BTD, mask_BT)
-        return self.heads[place](hidden_BTD, before if self.config.cascade else None)
+        return self.heads[place](hidden_BTD, before)
 
     def _pool(self, hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         how = self.config.pool

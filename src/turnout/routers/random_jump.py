@@ -65,20 +65,15 @@ class RandomJumpRouter(Router):
 
     def share(self, depth: int, p: float) -> float:
         """Expected share of the routed layers that run with jump probability p."""
-        chance = self.targets(depth).exp().detach().cpu()
-        visit = torch.zeros(depth + 1)
-        visit[0] = 1.0
-        for layer in range(depth):
-            visit += visit[layer] * p * chance[layer]
-            visit[layer + 1] += visit[layer] * (1 - p)
-        return float(visit[:depth].mean())
+        return _share(self.targets(depth).exp().tolist(), p)
 
     def probability(self, depth: int, budget: float) -> float:
         """The jump probability that spends a budget on average (bisection; share falls with p)."""
+        chance = self.targets(depth).exp().tolist()
         low, high = 0.0, 1.0
         for _ in range(30):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.share(depth, middle) > budget else (low, middle)
+            low, high = (middle, high) if _share(chance, middle) > budget else (low, middle)
         return high
 
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
@@ -132,3 +127,14 @@ class RandomJumpRouter(Router):
             )
             at_B = torch.where(here_B, next_B, at_B)
         return path_BL, log_prob_BL
+
+
+def _share(chance: list[list[float]], p: float) -> float:
+    """Expected share of layers that run; plain numbers, since every pass with a budget asks."""
+    depth = len(chance)
+    visit = [1.0] + [0.0] * depth
+    for layer, row in enumerate(chance):
+        for target in range(layer + 1, depth + 1):
+            visit[target] += visit[layer] * p * row[target]
+        visit[layer + 1] += visit[layer] * (1 - p)
+    return sum(visit[:depth]) / depth
