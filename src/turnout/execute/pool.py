@@ -34,12 +34,14 @@ class BulkResult:
 
     logits: one array an example, (C,) or (T, C). units: blocks that ran for each example, a part
     of a block where only some tokens or sub-blocks ran; 0 for an unrouted model. use: by site key,
-    mean share of an example that ran there.
+    mean share of an example that ran there. share: part of the routed work that was spent, by
+    FLOPs a token, 1 for an unrouted model.
     """
 
     logits: list[np.ndarray]
     units: np.ndarray
     use: dict[str, float]
+    share: float
 
 
 class _Meter:
@@ -48,9 +50,11 @@ class _Meter:
     def __init__(self, examples: int) -> None:
         self.units = np.zeros(examples)
         self.sites: dict[str, float] = {}
+        self.tokens: dict[str, float] = {}
 
-    def ran(self, key: str, shares: np.ndarray) -> None:
+    def ran(self, key: str, shares: np.ndarray, lengths: np.ndarray) -> None:
         self.sites[key] = self.sites.get(key, 0.0) + float(shares.sum())
+        self.tokens[key] = self.tokens.get(key, 0.0) + float((shares * lengths).sum())
 
 
 def groups_by_length(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
@@ -101,8 +105,16 @@ def predict_bulk(
     for start in range(0, len(rows), window):
         places = np.arange(start, min(len(rows), start + window))
         work(model, rows, lengths, places, collate, batch_tokens, meter, logits).run()
-    share = {key: total / max(1, len(rows)) for key, total in meter.sites.items()}
-    return BulkResult(logits, meter.units, share)  # type: ignore[arg-type]
+    use = {key: total / max(1, len(rows)) for key, total in meter.sites.items()}
+    return BulkResult(logits, meter.units, use, _share(model, meter, lengths))  # type: ignore[arg-type]
+
+
+def _share(model: PreTrainedModel, meter: _Meter, lengths: np.ndarray) -> float:
+    routing: Any = getattr(model, "turnout", None)
+    if routing is None:
+        return 1.0
+    spent = sum(meter.tokens.get(site.key, 0.0) * site.cost.row for site in routing.sites)
+    return spent / (float(lengths.sum()) * sum(site.cost.row for site in routing.sites))
 
 
 class _Batches:
@@ -152,7 +164,7 @@ class _Batches:
                 valid = flow.trace.valid_BT(route.site.stack).float()
                 active = (active * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True)
             share = active[:, 0].double().cpu().numpy()
-            self.meter.ran(key, share)
+            self.meter.ran(key, share, self.lengths[group])
             units -= (1 - share) * self.routing.part_of_block(route.site)
         self.meter.units[self.places[group]] = units
 
@@ -268,7 +280,7 @@ class _Wavefront(_Batches):
         self._write(group, out)
         self.meter.units[self.places[group]] += 1
         if key is not None:
-            self.meter.ran(key, np.ones(len(group)))
+            self.meter.ran(key, np.ones(len(group)), self.lengths[group])
 
     def _ask(
         self, site: Site, group: np.ndarray, hidden_BTD: Tensor

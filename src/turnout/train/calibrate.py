@@ -1,0 +1,105 @@
+"""Turn a budget into thresholds: run labelled or unlabelled data once a grid point, note the share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from turnout.errors import UserError
+from turnout.execute.pool import Collate, Row, groups_by_length, predict_bulk
+from turnout.execute.routing import Routing
+from turnout.routers.base import Router
+from turnout.train.saving import note_dial
+
+QUANTILES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+
+
+def calibrate(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    collate: Collate,
+    batch_tokens: int = 4096,
+    quantiles: Sequence[float] = QUANTILES,
+) -> list[tuple[float, float]]:
+    """Fill in the dial of every router that decides by a score, from encoded rows.
+
+    The scores of one open pass give candidate thresholds (their quantiles); one real pass at each
+    gives the share of the routed work that it spends, so the effect of early decisions on later
+    ones is in the table. Returns (quantile, share) pairs. Labels are not read. Raises UserError
+    for an unrouted model, no rows, or scores that are not finite.
+    """
+    routing: Any = getattr(model, "turnout", None)
+    if not isinstance(routing, Routing):
+        raise UserError("calibrate needs a routed model; call turnout.install(model, ...) first")
+    if len(rows) == 0:
+        raise UserError("calibrate needs at least one row of data")
+    model.eval()
+    scored = [router for router in routing.all_routers() if router.scored]
+    if not scored:
+        note_dial(model)
+        return []
+    before = routing.budget
+    scores = _open_scores(model, rows, collate, batch_tokens, scored)
+    tables: list[list[tuple[float, float]]] = [[] for _ in scored]
+    found = []
+    try:
+        for quantile in quantiles:
+            levels = [float(np.quantile(values, quantile)) for values in scores]
+            for router, level in zip(scored, levels, strict=True):
+                router.levels = [(0.5, level)]
+            routing.budget = 0.5
+            share = predict_bulk(model, rows, collate, batch_tokens).share
+            found.append((float(quantile), share))
+            for table, level in zip(tables, levels, strict=True):
+                table.append((share, level))
+    finally:
+        routing.budget = before
+    for router, table in zip(scored, tables, strict=True):
+        router.levels = _falling(table)
+    note_dial(model)
+    return found
+
+
+@torch.inference_mode()
+def _open_scores(
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    collate: Collate,
+    batch_tokens: int,
+    scored: Sequence[Router],
+) -> list[np.ndarray]:
+    """All scores of each router in a pass where everything runs."""
+    routing: Any = model.turnout
+    parts: list[list[np.ndarray]] = [[] for _ in scored]
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    with routing.at(1.0):
+        for group in groups_by_length(lengths, batch_tokens):
+            batch = collate([dict(rows[i]) for i in group])
+            batch.pop("labels", None)
+            model(**{name: value.to(model.device) for name, value in batch.items()})
+            trace = routing.last_flow().trace
+            for part, router in zip(parts, scored, strict=True):
+                for site in router.sites:
+                    score_BTU = trace[site.key].score_BTU
+                    assert score_BTU is not None
+                    if score_BTU.shape[1] > 1:
+                        score_BTU = score_BTU[trace.valid_BT(site.stack)]
+                    part.append(score_BTU.flatten().float().cpu().numpy())
+    scores = [np.concatenate(part) for part in parts]
+    for router, values in zip(scored, scores, strict=True):
+        if not np.isfinite(values).all():
+            raise UserError(f"router {router.config.kind!r} gave scores that are not finite")
+    return scores
+
+
+def _falling(table: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The table by falling share; where shares tie, the lowest threshold stays."""
+    kept: list[tuple[float, float]] = []
+    for share, level in sorted(table, key=lambda pair: (-pair[0], pair[1])):
+        if not kept or share < kept[-1][0]:
+            kept.append((share, level))
+    return kept
