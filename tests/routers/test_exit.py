@@ -1,0 +1,131 @@
+"""Early exit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hosts_table import BY_NAME, LAYERS
+from transformers import PreTrainedModel
+
+import turnout
+from turnout.route import Trace
+
+HOST = BY_NAME["bert"]
+
+
+def routed(name: str = "bert", **fields: Any) -> PreTrainedModel:
+    return turnout.install(BY_NAME[name].build(), [{"kind": "exit", **fields}])
+
+
+def sure(model: PreTrainedModel, place: int, label: int, bias: float = 50.0) -> None:
+    """Make the head before a layer certain of a label."""
+    (router,) = model.turnout.all_routers()
+    with torch.no_grad():
+        router.heads[place].bias[label] = bias
+
+
+def run(model: PreTrainedModel, budget: float = 0.5) -> tuple[torch.Tensor, Trace]:
+    name = {"BertForSequenceClassification": "bert"}.get(type(model).__name__, "roberta")
+    with torch.no_grad(), model.turnout.at(budget), turnout.trace() as trace:
+        return model(**BY_NAME[name].inputs()).logits, trace
+
+
+def ran(trace: Trace) -> list[float]:
+    return [float(route.weight_BTU.mean()) for route in trace.values()]
+
+
+@pytest.mark.parametrize("place", range(LAYERS))
+def test_all_leave_at_the_head_that_is_sure_and_take_its_answer(place: int) -> None:
+    model = routed()
+    sure(model, place, label=1)
+    logits, trace = run(model)
+    assert ran(trace) == [1.0] * place + [0.0] * (LAYERS - place)
+    assert logits.argmax(-1).tolist() == [1, 1, 1] and (logits[:, 1] > 40).all()
+
+
+def test_nobody_leaves_when_no_head_is_sure() -> None:
+    logits, trace = run(routed(), budget=0.9)
+    assert ran(trace) == [1.0] * LAYERS
+    with torch.no_grad():
+        assert torch.equal(logits, HOST.build()(**HOST.inputs()).logits)
+
+
+def test_who_left_stays_out() -> None:
+    model = routed(cascade=False)
+    sure(model, 0, label=2)  # later heads are not sure again
+    _, trace = run(model)
+    assert ran(trace) == [0.0] * LAYERS
+
+
+def test_patience_counts_heads_that_agree() -> None:
+    model = routed(criterion="patience", cascade=False)
+    for place in range(LAYERS):
+        sure(model, place, label=0, bias=5.0)
+    _, trace = run(model, budget=0.45)  # level 0.55: a score of 1/2 is enough, one agreement
+    assert ran(trace) == [1.0, 0.0, 0.0]
+    _, trace = run(model, budget=0.6)  # level 0.4: two agreements
+    assert ran(trace) == [1.0, 1.0, 0.0]
+
+
+def test_patience_starts_again_when_heads_differ() -> None:
+    model = routed(criterion="patience", cascade=False)
+    for place, label in enumerate((0, 1, 1)):
+        sure(model, place, label, bias=5.0)
+    _, trace = run(model, budget=0.45)
+    assert ran(trace) == [1.0, 1.0, 0.0]
+
+
+def test_the_cascade_adds_the_earlier_answer() -> None:
+    model = routed()
+    (router,) = model.turnout.all_routers()
+    assert router.heads[0].carry is None  # there is none before it
+    sure(model, 0, label=1, bias=3.0)
+    with torch.no_grad():
+        router.heads[1].carry.fill_(2.0)
+    model.train()
+    model(**HOST.inputs())
+    first, second, _ = router.head_logits(model.turnout.last_flow())
+    with torch.no_grad():
+        router.heads[1].carry.zero_()
+    torch.manual_seed(0)
+    assert (second - 2.0 * first).abs().max() < 1.5  # what is left is the head's own small answer
+
+
+def test_each_token_leaves_by_itself() -> None:
+    model = routed("roberta", granularity="token", hidden=8)
+    (router,) = model.turnout.all_routers()
+    with torch.no_grad():
+        router.heads[1].weight.mul_(100)
+    logits, trace = run(model, budget=0.7)  # of two labels: sure from 0.7 on
+    assert logits.shape == (3, 9, 2)
+    second = trace["encoder.1.layer"].weight_BTU[0, :, 0]
+    assert 0 < float(second.mean()) < 1
+    assert (trace["encoder.2.layer"].weight_BTU[0, :, 0] <= second).all()
+
+
+def test_a_sequence_of_labels_leaves_when_all_its_tokens_are_sure() -> None:
+    model = routed("roberta")
+    sure(model, 1, label=1)
+    logits, trace = run(model, budget=0.7)
+    assert ran(trace) == [1.0, 0.0, 0.0] and (logits.argmax(-1) == 1).all()
+
+
+@pytest.mark.parametrize("pool", ["first", "mean", "last"])
+def test_pools_read_real_tokens(pool: str) -> None:
+    model = routed(pool=pool).train()
+    (router,) = model.turnout.all_routers()
+    state = torch.arange(8.0).view(2, 4, 1)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
+    wanted = {"first": [0, 4], "mean": [1.5, 4.5], "last": [3, 5]}[pool]
+    assert router._pool(state, mask).flatten().tolist() == wanted
+
+
+def test_training_runs_every_layer_and_gives_every_head() -> None:
+    model = routed().train()
+    with turnout.trace() as trace:
+        model(**HOST.inputs())
+    assert ran(trace) == [1.0] * LAYERS
+    (router,) = model.turnout.all_routers()
+    assert [tuple(x.shape) for x in router.head_logits(model.turnout.last_flow())] == [(3, 3)] * 3

@@ -1,0 +1,143 @@
+"""Installing routers: what is accepted, what is refused, and that a refusal changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from hosts_table import BY_NAME
+
+import turnout
+from turnout.install import parse_router
+from turnout.routers.gate import GateConfig
+
+
+def test_a_router_is_a_name_a_dict_or_a_config() -> None:
+    for spec in ("gate", {"kind": "gate"}, GateConfig()):
+        assert parse_router(spec) == GateConfig()
+    model = turnout.install(BY_NAME["bert"].build(), ["gate"])
+    assert [site.key for site in model.turnout.sites] == [f"encoder.{n}.layer" for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("gat", r"unknown router 'gat'; known: exit, gate, .* Did you mean 'gate'\?"),
+        ({"site": "ffn"}, "unknown router ''"),
+        ({"kind": "gate", "shap": "mlp"}, r"router gate\.shap: .*not permitted, got 'mlp'"),
+        ({"kind": "gate", "shape": "cube"}, r"router gate\.shape: .*'linear' or 'mlp', got 'cube'"),
+        ({"kind": "gate", "site": "head"}, r"router gate\.site: .*'attention'.*, got 'head'"),
+        ({"kind": "random-skip", "rate": 2}, r"router random-skip\.rate: .*less than.*, got 2"),
+        ({"kind": "exit", "site": "ffn"}, r"router exit\.site: .*'layer', got 'ffn'"),
+        ({"kind": "random-jump", "granularity": "token"}, r"random-jump\.granularity: .*'batch'"),
+    ],
+)
+def test_a_wrong_router_is_named(spec: Any, message: str) -> None:
+    with pytest.raises(turnout.UserError, match=message):
+        parse_router(spec)
+
+
+@pytest.mark.parametrize(
+    "routers, message",
+    [
+        ([], "at least one router"),
+        (
+            ["gate", "random-skip"],
+            r"two routers at site encoder\.0\.layer: 0_gate and 1_random_skip",
+        ),
+        ([{"kind": "gate", "hold_first": 3}], r"finds no site: .*hold_first=3.*encoder\.2\.layer"),
+        ([{"kind": "gate", "stack": "decoder"}], "finds no site: .*stack=decoder"),
+        ([{"kind": "exit", "granularity": "token"}], "a host that labels tokens"),
+    ],
+)
+def test_a_refusal_changes_nothing(routers: list[Any], message: str) -> None:
+    model = BY_NAME["bert"].build()
+    classes, config = [type(module) for module in model.modules()], model.config.to_dict()
+    with pytest.raises(turnout.UserError, match=message):
+        turnout.install(model, routers)
+    assert [type(module) for module in model.modules()] == classes
+    assert model.config.to_dict() == config and not hasattr(model, "turnout")
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_exit_needs_a_head_that_classifies(name: str) -> None:
+    with pytest.raises(turnout.UserError, match="needs a host with a classification head"):
+        turnout.install(BY_NAME[name].build(), ["exit"])
+
+
+def test_install_twice_and_uninstall_twice_are_refused() -> None:
+    model = turnout.install(BY_NAME["bert"].build(), ["gate"])
+    with pytest.raises(turnout.UserError, match="routed already"):
+        turnout.install(model, ["gate"])
+    turnout.uninstall(model)
+    with pytest.raises(turnout.UserError, match="not routed"):
+        turnout.uninstall(model)
+
+
+def test_an_unknown_family_lists_what_was_looked_for() -> None:
+    config = hf.AlbertConfig(
+        vocab_size=60, embedding_size=16, hidden_size=32, num_attention_heads=4,
+        intermediate_size=48,
+    )  # fmt: skip
+    with pytest.raises(turnout.UserError) as caught:
+        turnout.install(hf.AlbertForSequenceClassification(config), ["gate"])
+    message = str(caught.value)
+    assert "model_type 'albert' (AlbertForSequenceClassification)" in message
+    assert "bert: bert, roberta" in message and "llama: llama, mistral" in message
+    assert "encoder.albert_layer_groups (1 x AlbertLayerGroup)" in message
+    assert "docs/hosts.md" in message
+
+
+def test_what_is_no_transformers_model_is_refused() -> None:
+    with pytest.raises(turnout.UserError, match=r"got torch\.nn\.modules\.linear\.Linear"):
+        turnout.install(torch.nn.Linear(2, 2), ["gate"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name, field, value",
+    [("bert", "chunk_size_feed_forward", 4), ("wav2vec2", "layerdrop", 0.1)],
+)
+def test_a_config_that_the_record_cannot_serve_is_refused(
+    name: str, field: str, value: object
+) -> None:
+    model = BY_NAME[name].build()
+    setattr(model.config, field, value)
+    with pytest.raises(turnout.UserError, match=f"config.{field} = {value!r}"):
+        turnout.install(model, ["random-skip"])
+
+
+def test_the_spec_is_in_the_config() -> None:
+    model = turnout.install(BY_NAME["bert"].build(), [{"kind": "gate", "layers": [-1]}])
+    stored = model.config.to_dict()["turnout"]
+    assert stored["version"] == 1 and stored["routers"][0]["layers"] == [-1]
+
+
+def test_two_routers_serve_one_model() -> None:
+    model = turnout.install(
+        BY_NAME["t5"].build(),
+        [
+            {"kind": "gate", "site": "ffn", "stack": "encoder", "granularity": "token"},
+            {"kind": "random-skip", "stack": "decoder", "layers": [1, -1], "rate": 1.0},
+        ],
+    )
+    assert [site.key for site in model.turnout.sites] == [
+        *(f"encoder.{n}.ffn" for n in range(3)), "decoder.1.layer", "decoder.2.layer",
+    ]  # fmt: skip
+    with torch.no_grad(), turnout.trace() as trace:
+        model(**BY_NAME["t5"].inputs())
+    assert set(trace) == {site.key for site in model.turnout.sites}
+
+
+def test_routers_follow_the_mode_of_the_model() -> None:
+    model = turnout.install(BY_NAME["bert"].build().train(), ["gate"])
+    assert model.turnout.training
+    assert not model.eval().turnout.training
+
+
+def test_router_weights_lie_under_one_name_in_full_precision() -> None:
+    model = turnout.install(BY_NAME["bert"].build().to(torch.bfloat16), ["gate"])
+    own = {k: v for k, v in model.state_dict().items() if k.startswith("turnout.")}
+    assert own and all(value.dtype == torch.float32 for value in own.values())
+    assert model(**BY_NAME["bert"].inputs()).logits.dtype == torch.bfloat16
