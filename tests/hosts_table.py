@@ -103,7 +103,12 @@ HOSTS = (
         lambda: hf.ElectraConfig(**COMMON, embedding_size=16),
     ),
     Host("llama", "LlamaForCausalLM", lambda: hf.LlamaConfig(**GROUPED), stacks=DECODER),
-    Host("qwen3", "Qwen3ForCausalLM", lambda: hf.Qwen3Config(**GROUPED, head_dim=8), stacks=DECODER),
+    Host(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        lambda: hf.Qwen3Config(**GROUPED, head_dim=8),
+        stacks=DECODER,
+    ),
     Host(
         "gemma3",
         "Gemma3ForCausalLM",

@@ -45,7 +45,7 @@ def test_a_wrong_router_is_named(spec: Any, message: str) -> None:
         ([], "at least one router"),
         (
             ["gate", "random-skip"],
-            r"two routers at site encoder\.0\.layer: 0_gate and 1_random_skip",
+            r"two routers at site encoder\.0\.layer: 0_gate and 1_",
         ),
         ([{"kind": "gate", "hold_first": 3}], r"finds no site: .*hold_first=3.*encoder\.2\.layer"),
         ([{"kind": "gate", "stack": "decoder"}], "finds no site: .*stack=decoder"),

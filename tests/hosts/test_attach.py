@@ -46,9 +46,7 @@ def test_hidden_tokens_have_no_price() -> None:
 def test_a_record_that_does_not_fit_names_the_leaf() -> None:
     family = FAMILIES["bert"]
     wrong = replace(family.stacks[0], ffn=leaves(delta="feed.forward"))
-    with pytest.raises(
-        turnout.UserError, match=r"block 0 of encoder\.layer has no 'feed\.forward'"
-    ):
+    with pytest.raises(turnout.UserError, match=r"block 0 .* has no 'feed\.forward'"):
         blocks_of(BY_NAME["bert"].build(), replace(family, stacks=(wrong,)))
     lost = replace(family.stacks[0], blocks="encoder.blocks")
     with pytest.raises(turnout.UserError, match=r"looked for encoder\.blocks in BertModel"):

@@ -1,7 +1,8 @@
-"""Routers: every router in the table under every law. A new router is one line or more in `ROUTERS_`."""
+"""Routers: every law over every line of the table. A new router is one line, or some, of it."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -241,14 +242,14 @@ def test_share_falls_with_the_budget(spec: Spec) -> None:
     """On average over draws; what is skipped changes the state that later routers see, so some
     slack is left. A random router reads a budget of 1 as: its own rate, whatever that is."""
     model = routed(spec)
-    many = 40 if spec.get("granularity") == "batch" else 2
+    many = 20 if spec.get("granularity") == "batch" else 2
     batches = [batch(2 if many > 2 else 48, seed=seed) for seed in range(many)]
     shares = []
     for budget in (0.99 if spec["kind"].startswith("random") else 1.0, 0.75, 0.5, 0.25, 0.0):
         traces = [routes(model, inputs, seed, budget) for seed, inputs in enumerate(batches)]
         shares.append(sum(float(trace_share(trace)) for trace in traces) / many)
-    for before, after in zip(shares, shares[1:], strict=False):
-        assert after <= before + 0.03, shares
+    for before, after in itertools.pairwise(shares):
+        assert after <= before + 0.05, shares
     assert shares[0] > 0.95 and shares[-1] < 0.8, shares
 
 

@@ -104,7 +104,7 @@ def _check_leaves(view: BlockView, model_name: str) -> None:
 
 
 def site_of(view: BlockView, kind: SiteKind, hidden: bool = False) -> Site:
-    """The site of a kind at a block, with its cost. hidden: skipped tokens have no keys and values."""
+    """The site of a kind at a block, with its cost. hidden: skipped tokens make no keys."""
     key = f"{view.stack.name}.{view.layer}.{kind}"
     cost = price(view, kind)
     if hidden:
