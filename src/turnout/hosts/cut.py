@@ -15,7 +15,7 @@ from turnout.hosts.attach import blocks_of, find_family
 
 
 def static_layers(name: str, depth: int) -> list[int]:
-    """Places of the blocks that a cut keeps: ``first-3``, ``last-2``, ``every-other`` (0, 2, 4 ...).
+    """Places of the blocks that a cut keeps: ``first-3``, ``last-2``, ``every-other`` (0, 2, 4).
 
     Raises UserError for another name, and for a cut that keeps nothing or everything.
     """
@@ -64,7 +64,8 @@ def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
             setattr(config, field, [value[place] for place in kept])
     config.num_hidden_layers = len(kept)
     with torch.random.fork_rng():  # the start weights are replaced: nobody's draws should move
-        cut = type(model)(config).to(device=model.device, dtype=model.dtype)
+        cut: PreTrainedModel = type(model)(config)
+        cut.to(model.device, model.dtype)  # type: ignore[call-arg]
     base = model.base_model_prefix + "." if model.base_model is not model else ""
     _copy(cut, _renumbered(model.state_dict(), f"{base}{path}.", kept))
     return cut.train(model.training)

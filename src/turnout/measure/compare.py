@@ -1,0 +1,137 @@
+"""Measure several models against each other: quality, work, memory, then time in rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+from tqdm.auto import tqdm
+
+from turnout.execute.pool import BulkResult, Collate, Row
+from turnout.measure.arms import Entry
+from turnout.measure.flops import dense_flops, depth_of, mean_flops, watch_savings
+from turnout.measure.results import Arm, Quality, Seconds, Speedup
+from turnout.measure.stats import bootstrap_interval, median_interval, ratio_interval
+from turnout.measure.timing import interleaved, peak_memory
+from turnout.tasks.base import Task
+from turnout.train.fit import predictions_of
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What every arm reads: encoded rows, the same as plain dicts (quick to pick from while time
+    is taken), gold labels, and how to make batches."""
+
+    task: Task[Any]
+    encoded: datasets.Dataset
+    rows: Sequence[Row]
+    references: Any
+    collate: Collate
+    batch_tokens: int
+    bootstrap: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row."""
+        return np.array([len(row["input_ids"]) for row in self.rows], dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """An arm after its first run: all but time."""
+
+    entry: Entry
+    result: BulkResult
+    flops: float
+    memory: int | None
+    quality: Quality
+    report: dict[str, Any]
+
+
+def judge(entry: Entry, material: Material) -> Judged:
+    """Run an arm once: answers, use of units, FLOPs and peak memory. It also warms the arm up."""
+    found: list[BulkResult] = []
+
+    def once() -> None:
+        found.append(entry.run(material.rows, material.collate, material.batch_tokens))
+
+    with watch_savings(entry.model) as saved:
+        memory = peak_memory(once)
+    result, task = found[0], material.task
+    if hasattr(entry.model, "turnout"):
+        flops = mean_flops(entry.model, material.lengths, result.units, saved)
+    else:
+        flops = float(dense_flops(entry.model, material.lengths).mean())
+    answers = predictions_of(task, material.encoded, result.logits)
+    counts = task.counts(answers, material.references)
+    value, low, high = bootstrap_interval(counts, task.score, n=material.bootstrap)
+    quality = Quality(metric=task.headline, value=value, low=low, high=high)
+    report = task.report(answers, material.references)
+    return Judged(entry, result, flops, memory, quality, report)
+
+
+def time_rounds(
+    entries: Sequence[Entry], material: Material, repeats: int, bar: Progress
+) -> dict[str, list[float]]:
+    """Seconds of each arm in each round. Every arm was run by ``judge``, so none is cold."""
+
+    def timed(entry: Entry) -> Callable[[], None]:
+        def once() -> None:
+            entry.run(material.rows, material.collate, material.batch_tokens)
+            bar.step(entry.name)
+
+        return once
+
+    return interleaved({entry.name: timed(entry) for entry in entries}, repeats, warmup=0)
+
+
+def arm(judged: Judged, dense: Judged, seconds: dict[str, list[float]]) -> Arm:
+    """All that is known of one arm."""
+    entry, model = judged.entry, judged.entry.model
+    runs = seconds[entry.name]
+    routed = hasattr(model, "turnout")
+    units = float(judged.result.units.mean()) if routed else float(depth_of(model))
+    # what a plainly cut host spends of the whole one; routers know what they spent themselves
+    share = judged.result.share if routed else judged.flops / dense.flops
+    middle, speed = median_interval(runs), ratio_interval(seconds[dense.entry.name], runs)
+    return Arm(
+        name=entry.name,
+        family=entry.family,
+        budget=entry.budget,
+        share=min(1.0, share),
+        quality=judged.quality,
+        report=judged.report,
+        units_run=units,
+        units_total=depth_of(dense.entry.model),
+        flops_per_example=judged.flops,
+        seconds=Seconds(median=middle.value, low=middle.low, high=middle.high, runs=runs),
+        peak_memory_bytes=judged.memory,
+        speedup=Speedup(value=speed.value, low=speed.low, high=speed.high),
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def use_of_units(judged: Judged) -> dict[str, list[float]]:
+    """Site key -> share of rows that ran it, for every site of a routed model."""
+    routing: Any = judged.entry.model.turnout
+    use = judged.result.use
+    return {site.key: [min(1.0, use.get(site.key, 0.0))] for site in routing.sites}
+
+
+class Progress:
+    """One bar over all runs of all arms."""
+
+    def __init__(self, runs: int, shown: bool) -> None:
+        self._bar = tqdm(total=runs, desc="measure", unit="run", disable=not shown)
+
+    def step(self, name: str) -> None:
+        """One run of this arm is done."""
+        self._bar.set_postfix_str(name, refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()

@@ -1,0 +1,56 @@
+"""What ran for each token of one real text: the material of the heat map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from turnout.execute.pool import Collate, Row
+from turnout.measure.arms import Entry
+from turnout.measure.results import Heatmap
+
+FITS = (8, 32)  # tokens that can be read on one page
+
+
+def choose(lengths: np.ndarray, units: np.ndarray) -> int:
+    """Place of a text that fits a page and ran as many layers as the mean text, the first such."""
+    fits = np.flatnonzero((lengths >= FITS[0]) & (lengths <= FITS[1]))
+    places = fits if len(fits) else np.array([int(np.argmin(lengths))])
+    return int(places[np.argmin(np.abs(units[places] - units.mean()))])
+
+
+@torch.inference_mode()
+def heatmap(entry: Entry, row: Row, collate: Collate, tokenizer: Any) -> Heatmap:
+    """One row through one routed arm. Sequence-level routes are the same for every token.
+
+    Of an encoder-decoder, the stack of the first routed site is shown.
+    """
+    routing: Any = entry.model.turnout
+    batch = collate([dict(row)])
+    batch.pop("labels", None)
+    with routing.at(entry.budget):
+        entry.model(**{name: value.to(entry.model.device) for name, value in batch.items()})
+    trace = routing.last_flow().trace
+    ids = list(row["input_ids"])
+    stack = routing.sites[0].stack
+    depth = routing.sites[0].depth
+    ran = np.ones((depth, len(ids)))
+    for route in trace.values():
+        if route.site.stack == stack:
+            active_BT = route.active_BT.float().expand(1, len(ids))
+            skipped_T = 1 - active_BT[0].double().cpu().numpy()
+            ran[route.site.layer] -= skipped_T * routing.part_of_block(route.site)
+    return Heatmap(
+        text=tokenizer.decode(ids, skip_special_tokens=True),
+        tokens=[_shown(token) for token in tokenizer.convert_ids_to_tokens(ids)],
+        layers=[f"{stack} {layer + 1}" for layer in range(depth)],
+        ran=ran.clip(0.0, 1.0).tolist(),
+        arm=entry.name,
+    )
+
+
+def _shown(token: str) -> str:
+    """A token without the marks that byte-pair and unigram tokenizers put for a space."""
+    return token.replace("Ġ", "").replace("▁", "") or token
