@@ -1,172 +1,126 @@
-"""``turnout measure RUN``: every arm over the same examples, in one process, in shuffled rounds."""
+"""``turnout measure RUN``: from a run folder to results.json, report.html and a table."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
-import numpy as np
-import torch
 from transformers import PreTrainedModel
 
-from turnout._version import __version__
-from turnout.execute.pool import poolable
+from turnout.execute.pool import predict_bulk
 from turnout.files import write_text
-from turnout.measure import machine
-from turnout.measure.arms import Entry, cast, plain_entries, random_entries
-from turnout.measure.compare import (
-    Judged,
-    Material,
-    Progress,
-    arm,
-    judge,
-    time_rounds,
-    use_of_units,
-)
+from turnout.hosts.cut import static_layers
 from turnout.measure.config import MeasureConfig
-from turnout.measure.heat import choose, heatmap
+from turnout.measure.flops import depth_of
+from turnout.measure.models import measure_models
 from turnout.measure.report import html
-from turnout.measure.results import Heatmap, Machine, Results, TaskSummary
+from turnout.measure.results import Results
+from turnout.measure.static import static_model
 from turnout.tasks.base import Task
-from turnout.train.precision import resolve
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-COUNTED = (
-    "FLOPs are those of the host's blocks for the tokens of a text without padding. Embeddings, "
-    "the task's head and the routers' own small heads and gates are left out, for every arm; "
-    "seconds hold them all."
+NO_TEST = (
+    "The recipe names no test file: these are validation examples, which also calibrated the "
+    "router's dial, so its quality may look better than it is."
+)
+CUT = (
+    "Cut models start from the trained dense host and are trained for as many steps as the routed "
+    "model, on the same data, with the same objectives and teacher."
 )
 
 
-def measure_models(
-    dense: PreTrainedModel,
-    routed: PreTrainedModel,
-    static: Mapping[str, PreTrainedModel],
-    task: Task[Any],
-    tokenizer: Any,
-    examples: datasets.Dataset,
-    config: MeasureConfig,
+class RunFolder(Protocol):
+    """What a measurement needs of a run folder; ``turnout.run.Run`` is one."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def recipe(self) -> Any: ...
+    @property
+    def checkpoints(self) -> Path: ...
+    def static(self, name: str) -> Path: ...
+    def task(self) -> Task[Any]: ...
+    def tokenizer(self) -> Any: ...
+    def load_dense(self) -> PreTrainedModel: ...
+    def load_routed(self) -> PreTrainedModel: ...
+
+
+def measure(
+    run: RunFolder,
+    config: MeasureConfig | None = None,
     *,
-    name: str,
     command: str | None = None,
-    notes: tuple[str, ...] = (),
     progress: bool = True,
+    say: Callable[[str], None] = print,
 ) -> Results:
-    """Compare the dense host, the routed model at each budget, random skipping and cut hosts.
+    """Measure a trained run, and leave results.json and report.html in its folder.
 
-    examples: raw labelled rows of the task; ``config.max_examples`` draws some of them. name: of
-    the host, for the report. The models are moved and cast in place.
+    config: None = that of the recipe. Cut models that are not there yet are trained first. Raises
+    UserError for an unfinished run, bad data, or a cut that the host does not allow.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = resolve(config.dtype, device)
-    for model in (dense, routed, *static.values()):
-        cast(model.to(device), DTYPES[dtype]).eval()  # type: ignore[arg-type]
-    chosen = _sample(examples, config.max_examples)
-    encoded = task.encode(chosen, tokenizer)
-    material = Material(
+    wanted: MeasureConfig = run.recipe.measure if config is None else config
+    dense, routed = run.load_dense(), run.load_routed()
+    for name in wanted.static:
+        static_layers(name, depth_of(dense))  # a wrong name is said before anything long begins
+    task, tokenizer = run.task(), run.tokenizer()
+    splits = task.load()
+    static = static_models(run, wanted, dense, task, splits, tokenizer, progress=progress, say=say)
+    results = measure_models(
+        dense,
+        routed,
+        static,
         task,
-        encoded,
-        [dict(row) for row in encoded],
-        task.references(chosen),
-        task.collator(tokenizer),
-        config.batch_tokens,
-        config.bootstrap,
+        tokenizer,
+        splits.get("test", splits["validation"]),
+        wanted,
+        name=run.recipe.model,
+        command=command,
+        notes=(*([] if "test" in splits else [NO_TEST]), *([CUT] if static else [])),
+        progress=progress,
     )
-    plain = plain_entries(dense, routed, config.budgets, static)
-    judged = _judge_all(dense, plain, material, config.repeats, progress)
-    entries, done, seconds = judged
-    first = done["dense"]
-    found = Results(
-        turnout_version=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command or " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        machine=Machine(**machine.describe()),
-        model=name,
-        task=TaskSummary(
-            kind=task.config.kind,
-            headline=task.headline,
-            test_examples=len(chosen),
-            labels=task.labels,
-        ),
-        dtype=dtype,
-        batch_tokens=config.batch_tokens,
-        arms=[arm(done[entry.name], first, seconds) for entry in entries],
-        units={
-            entry.name: use_of_units(done[entry.name])
-            for entry in entries
-            if entry.family in ("routed", "random")
-        },
-        heatmap=_heatmap(done, material, tokenizer),
-        notes=[*notes, *_notes(routed, examples, chosen, dtype), COUNTED],
-    )
-    return found
+    write_report(results, run.path)
+    return results
 
 
-def _judge_all(
+def static_models(
+    run: RunFolder,
+    config: MeasureConfig,
     dense: PreTrainedModel,
-    plain: list[Entry],
-    material: Material,
-    repeats: int,
-    progress: bool,
-) -> tuple[list[Entry], dict[str, Judged], dict[str, list[float]]]:
-    """Random arms get the work that the routed ones were seen to spend, so they come second."""
-    routed = [entry for entry in plain if entry.family == "routed"]
-    bar = Progress((len(plain) + len(routed)) * (1 + repeats), progress)
-    done: dict[str, Judged] = {}
-
-    def each(entries: list[Entry]) -> None:
-        for entry in entries:
-            done[entry.name] = judge(entry, material)
-            bar.step(entry.name)
-
-    try:
-        each(plain)
-        whole = done["dense"].flops
-        spent = {entry.budget: done[entry.name].flops / whole for entry in routed}
-        chance = random_entries(dense, spent)  # type: ignore[arg-type]
-        each(chance)
-        entries = [*plain, *chance]
-        return entries, done, time_rounds(entries, material, repeats, bar)
-    finally:
-        bar.close()
-
-
-def _heatmap(done: Mapping[str, Judged], material: Material, tokenizer: Any) -> Heatmap | None:
-    """From the routed arm whose budget is nearest to a half."""
-    routed = [judged for judged in done.values() if judged.entry.family == "routed"]
-    if not routed:
-        return None
-    middle = min(routed, key=lambda judged: abs((judged.entry.budget or 0.0) - 0.5))
-    place = choose(material.lengths, middle.result.units)
-    return heatmap(middle.entry, material.rows[place], material.collate, tokenizer)
-
-
-def _sample(examples: datasets.Dataset, most: int | None) -> datasets.Dataset:
-    """At most so many examples, drawn with a fixed seed, in their order."""
-    if most is None or most >= len(examples):
-        return examples
-    drawn = np.random.default_rng(0).permutation(len(examples))[:most]
-    return examples.select(np.sort(drawn))
-
-
-def _notes(
-    routed: PreTrainedModel, examples: datasets.Dataset, chosen: datasets.Dataset, dtype: str
-) -> list[str]:
-    notes = [
-        "Random arms skip whole layers of the dense host, drawn for each text with a fixed seed, "
-        "and get the share of the work that the routed arm of the same name was seen to spend."
-    ]
-    if len(chosen) < len(examples):
-        notes.append(f"{len(chosen):,} of {len(examples):,} test examples, drawn with seed 0.")
-    if dtype != "fp32":
-        notes.append(f"Hosts run in {dtype}; the routers keep fp32.")
-    if not poolable(routed):
-        notes.append("These routes cannot be pooled across batches: they run batch by batch.")
-    return notes
+    task: Task[Any],
+    splits: dict[str, datasets.Dataset],
+    tokenizer: Any,
+    *,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> dict[str, PreTrainedModel]:
+    """The cut models that a run is compared with: loaded, or trained where they are missing."""
+    names = list(dict.fromkeys(config.static))
+    train = validation = splits["train"].select([])
+    taught: list[Any] = []
+    if missing := [name for name in names if not (run.static(name) / "config.json").is_file()]:
+        say(f"training {len(missing)} cut model(s) to compare with: {', '.join(missing)}")
+        train = task.encode(splits["train"], tokenizer)
+        validation = task.encode(splits["validation"], tokenizer)
+        taught = predict_bulk(dense, [dict(row) for row in train], task.collator(tokenizer)).logits
+    return {
+        name: static_model(
+            name,
+            run.static(name),
+            dense,
+            task,
+            train,
+            validation,
+            tokenizer,
+            run.recipe.train,
+            run.recipe.objectives,
+            taught,
+            run.checkpoints / f"static-{name}",
+            progress=progress,
+            say=say,
+        )
+        for name in names
+    }
 
 
 def write_report(results: Results, run: str | Path) -> Path:

@@ -1,0 +1,164 @@
+"""Measure loaded models: every arm over the same examples, in one process, in shuffled rounds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from turnout._version import __version__
+from turnout.execute.pool import poolable
+from turnout.measure import machine
+from turnout.measure.arms import Entry, cast, plain_entries, random_entries
+from turnout.measure.compare import (
+    Judged,
+    Material,
+    Progress,
+    arm,
+    judge,
+    time_rounds,
+    use_of_units,
+)
+from turnout.measure.config import MeasureConfig
+from turnout.measure.heat import choose, heatmap
+from turnout.measure.results import Heatmap, Machine, Results, TaskSummary
+from turnout.tasks.base import Task
+from turnout.train.precision import resolve
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+COUNTED = (
+    "FLOPs are those of the host's blocks for the tokens of a text without padding. Embeddings, "
+    "the task's head and the routers' own small heads and gates are left out, for every arm; "
+    "seconds hold them all."
+)
+
+
+def measure_models(
+    dense: PreTrainedModel,
+    routed: PreTrainedModel,
+    static: Mapping[str, PreTrainedModel],
+    task: Task[Any],
+    tokenizer: Any,
+    examples: datasets.Dataset,
+    config: MeasureConfig,
+    *,
+    name: str,
+    command: str | None = None,
+    notes: tuple[str, ...] = (),
+    progress: bool = True,
+) -> Results:
+    """Compare the dense host, the routed model at each budget, random skipping and cut hosts.
+
+    examples: raw labelled rows of the task; ``config.max_examples`` draws some of them. name: of
+    the host, for the report. The models are moved and cast in place.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = resolve(config.dtype, device)
+    for model in (dense, routed, *static.values()):
+        cast(model.to(device), DTYPES[dtype]).eval()  # type: ignore[arg-type]
+    chosen = _sample(examples, config.max_examples)
+    encoded = task.encode(chosen, tokenizer)
+    material = Material(
+        task,
+        encoded,
+        [dict(row) for row in encoded],
+        task.references(chosen),
+        task.collator(tokenizer),
+        config.batch_tokens,
+        config.bootstrap,
+    )
+    plain = plain_entries(dense, routed, config.budgets, static)
+    entries, done, seconds = _measure(dense, plain, material, config.repeats, progress)
+    return Results(
+        turnout_version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command or " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        machine=Machine(**machine.describe()),
+        model=name,
+        task=TaskSummary(
+            kind=task.config.kind,
+            headline=task.headline,
+            test_examples=len(chosen),
+            labels=task.labels,
+        ),
+        dtype=dtype,
+        batch_tokens=config.batch_tokens,
+        arms=[arm(done[entry.name], done["dense"], seconds) for entry in entries],
+        units={
+            entry.name: use_of_units(done[entry.name])
+            for entry in entries
+            if entry.family in ("routed", "random")
+        },
+        heatmap=_heatmap(done, material, tokenizer),
+        notes=[*notes, *_notes(routed, examples, chosen, dtype), COUNTED],
+    )
+
+
+def _measure(
+    dense: PreTrainedModel,
+    plain: list[Entry],
+    material: Material,
+    repeats: int,
+    progress: bool,
+) -> tuple[list[Entry], dict[str, Judged], dict[str, list[float]]]:
+    """Random arms get the work that the routed ones were seen to spend, so they come second."""
+    routed = [entry for entry in plain if entry.family == "routed"]
+    bar = Progress((len(plain) + len(routed)) * (1 + repeats), progress)
+    done: dict[str, Judged] = {}
+
+    def each(entries: list[Entry]) -> None:
+        for entry in entries:
+            done[entry.name] = judge(entry, material)
+            bar.step(entry.name)
+
+    try:
+        each(plain)
+        whole = done["dense"].flops
+        spent = {entry.budget: done[entry.name].flops / whole for entry in routed}
+        chance = random_entries(dense, spent)  # type: ignore[arg-type]
+        each(chance)
+        entries = [*plain, *chance]
+        return entries, done, time_rounds(entries, material, repeats, bar)
+    finally:
+        bar.close()
+
+
+def _heatmap(done: Mapping[str, Judged], material: Material, tokenizer: Any) -> Heatmap | None:
+    """From the routed arm whose budget is nearest to a half."""
+    routed = [judged for judged in done.values() if judged.entry.family == "routed"]
+    if not routed:
+        return None
+    middle = min(routed, key=lambda judged: abs((judged.entry.budget or 0.0) - 0.5))
+    place = choose(material.lengths, middle.result.units)
+    return heatmap(middle.entry, material.rows[place], material.collate, tokenizer)
+
+
+def _sample(examples: datasets.Dataset, most: int | None) -> datasets.Dataset:
+    """At most so many examples, drawn with a fixed seed, in their order."""
+    if most is None or most >= len(examples):
+        return examples
+    drawn = np.random.default_rng(0).permutation(len(examples))[:most]
+    return examples.select(np.sort(drawn))
+
+
+def _notes(
+    routed: PreTrainedModel, examples: datasets.Dataset, chosen: datasets.Dataset, dtype: str
+) -> list[str]:
+    notes = [
+        "Random arms skip whole layers of the dense host, drawn for each text with a fixed seed, "
+        "and get the share of the work that the routed arm of the same name was seen to spend."
+    ]
+    if len(chosen) < len(examples):
+        notes.append(f"{len(chosen):,} of {len(examples):,} test examples, drawn with seed 0.")
+    if dtype != "fp32":
+        notes.append(f"Hosts run in {dtype}; the routers keep fp32.")
+    if not poolable(routed):
+        notes.append("These routes cannot be pooled across batches: they run batch by batch.")
+    return notes
