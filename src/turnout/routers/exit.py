@@ -18,48 +18,26 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from turnout.errors import UserError
 from turnout.flow import Flow
 from turnout.route import Route, Site
-from turnout.routers.base import HostShape, Router, RouterConfig, masked_mean
+from turnout.routers.base import HostShape, Router, RouterConfig
+from turnout.routers.exit_head import ExitHead, Pool
 
 
 class ExitConfig(RouterConfig):
-    """criterion: what makes a head sure. pool: how a head reads a sequence (``auto``: the mean for
-    encoders, the last token for decoders). hidden: width of a head's hidden layer, 0 = linear.
+    """criterion: what makes a head sure. pool: how a head reads a sequence (``auto``: ``attend``
+    for encoders, the last token for decoders). hidden: width of a head's hidden layer, 0 = linear.
     A head stands before each layer it serves; layer 0's head reads the embeddings."""
 
     kind: Literal["exit"] = "exit"
     site: Literal["layer"] = "layer"
     granularity: Literal["sequence", "token"] = "sequence"
     criterion: Literal["confidence", "patience", "learned"] = "confidence"
-    pool: Literal["auto", "first", "mean", "last"] = "auto"
+    pool: Literal["auto", "attend", "mean", "first", "last"] = "auto"
     hidden: Annotated[int, Field(ge=0)] = 0
     cascade: bool = True
-
-
-class ExitHead(nn.Module):
-    """Logits from a pooled state (B, D) or from each token (B, T, D), in float32."""
-
-    def __init__(self, width: int, hidden: int, labels: int, cascade: bool) -> None:
-        super().__init__()
-        inner = hidden or width
-        self.inner = nn.Parameter(torch.randn(inner, width) / width**0.5) if hidden else None
-        self.weight = nn.Parameter(torch.randn(labels, inner) * 0.02)
-        self.bias = nn.Parameter(torch.zeros(labels))
-        self.carry = nn.Parameter(torch.zeros(())) if cascade else None
-
-    def forward(self, state: Tensor, before: Tensor | None) -> Tensor:
-        """(..., D) and the earlier head's logits (..., C), or None, to (..., C)."""
-        state = state.float()
-        if self.inner is not None:
-            state = F.gelu(F.linear(state, self.inner.float()))
-        own = F.linear(state, self.weight.float(), self.bias.float())
-        if self.carry is None or before is None:
-            return own
-        return own + self.carry.float() * before.detach()
 
 
 class ExitRouter(Router):
@@ -81,8 +59,13 @@ class ExitRouter(Router):
             raise UserError("router 'exit' with granularity: token needs a host that labels tokens")
         if len({site.stack for site in sites}) > 1:
             raise UserError("router 'exit' serves one stack; set `stack: encoder` or `decoder`")
+        pool: Pool = "last" if host.causal else "attend"
+        if host.per_token:
+            pool = "token"
+        elif config.pool != "auto":
+            pool = config.pool
         self.heads = nn.ModuleList(
-            ExitHead(host.hidden, config.hidden, host.labels, config.cascade and place > 0)
+            ExitHead(host.hidden, config.hidden, host.labels, pool, config.cascade and place > 0)
             for place in range(len(sites))
         )
         learned = config.criterion == "learned"
@@ -154,21 +137,7 @@ class ExitRouter(Router):
     def _logits(
         self, place: int, hidden_BTD: Tensor, mask_BT: Tensor | None, before: Tensor | None
     ) -> Tensor:
-        if not self.host.per_token:
-            hidden_BTD = self._pool(hidden_BTD, mask_BT)
-        return self.heads[place](hidden_BTD, before)
-
-    def _pool(self, hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
-        how = self.config.pool
-        if how == "auto":
-            how = "last" if self.host.causal else "mean"
-        if how == "mean":
-            return masked_mean(hidden_BTD, mask_BT)
-        if how == "first" or mask_BT is None:
-            return hidden_BTD[:, 0 if how == "first" else -1]
-        places = torch.arange(mask_BT.shape[1], device=mask_BT.device)
-        last_B = (mask_BT * places).amax(1)
-        return hidden_BTD[torch.arange(hidden_BTD.shape[0], device=last_B.device), last_B]
+        return self.heads[place](hidden_BTD, mask_BT, before if self.config.cascade else None)
 
     def _score(self, place: int, logits: Tensor, streak: Tensor | None) -> Tensor:
         """How much the rest of the model is needed, 0 (sure) .. 1."""
