@@ -20,7 +20,10 @@ LAYERS = (
     ("tasks", "demo"),  # the demo's data are data like any other; what runs it is a leaf
     ("train",),
     ("measure",),
-    ("recipe",),
+    ("recipe", "recipe_yaml"),
+    ("run",),
+    ("train.pipeline", "predict", "inspect", "catalogue"),
+    ("measuring",),
     ("cli", "demo.__main__", "__init__", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

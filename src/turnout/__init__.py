@@ -1,16 +1,60 @@
-"""turnout: routing for Transformers models. The public names, each re-exported as itself."""
+"""turnout: routing for Transformers models. The public names, each re-exported as itself.
+
+They are imported when first used, so that ``turnout --help`` need not wait for PyTorch.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from turnout._version import __version__ as __version__
 from turnout.errors import UserError as UserError
-from turnout.execute.routing import trace as trace
-from turnout.hosts import Family as Family
-from turnout.hosts import Stack as Stack
-from turnout.hosts import register_family as register_family
-from turnout.install import install as install
-from turnout.install import uninstall as uninstall
-from turnout.route import Route as Route
-from turnout.route import Site as Site
-from turnout.route import Trace as Trace
-from turnout.routers import ROUTERS as ROUTERS
-from turnout.routers import Router as Router
-from turnout.routers import RouterConfig as RouterConfig
+
+if TYPE_CHECKING:
+    from turnout.execute.routing import trace as trace
+    from turnout.hosts import Family as Family
+    from turnout.hosts import Stack as Stack
+    from turnout.hosts import register_family as register_family
+    from turnout.install import install as install
+    from turnout.install import uninstall as uninstall
+    from turnout.route import Route as Route
+    from turnout.route import Site as Site
+    from turnout.route import Trace as Trace
+    from turnout.routers import ROUTERS as ROUTERS
+    from turnout.routers import Router as Router
+    from turnout.routers import RouterConfig as RouterConfig
+    from turnout.train.calibrate import calibrate as calibrate
+    from turnout.train.saving import load as load
+
+_HOMES = {
+    "turnout.execute.routing": ("trace",),
+    "turnout.hosts": ("Family", "Stack", "register_family"),
+    "turnout.install": ("install", "uninstall"),
+    "turnout.route": ("Route", "Site", "Trace"),
+    "turnout.routers": ("ROUTERS", "Router", "RouterConfig"),
+    "turnout.train.calibrate": ("calibrate",),
+    "turnout.train.saving": ("load",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+class _Package(ModuleType):
+    """Keeps `turnout.install` the function: importing the module of that name would replace it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+        setattr(self, name, value)
+        return value
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_HOME_OF})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,4 +1,4 @@
-"""Turn a budget into thresholds: run labelled or unlabelled data once a grid point, note the share."""
+"""Turn a budget into thresholds: run data once a grid point, labelled or not; note the share."""
 
 from __future__ import annotations
 

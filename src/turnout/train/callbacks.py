@@ -81,9 +81,7 @@ class CollapseCallback(TrainerCallback):
             if mean < 0.01:
                 self._tell(key, "never", f"step {step}: site {key} hardly ever runs ({mean:.1%})")
             elif mean < 0.99 and max(spread) < 1e-3:
-                self._tell(
-                    key, "same", f"step {step}: site {key} decides the same for every input"
-                )
+                self._tell(key, "same", f"step {step}: site {key} decides the same for every input")
         self._use.clear()
         self._spread.clear()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0.0)]
@@ -14,17 +14,23 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 class TrainConfig(BaseModel):
     """Training of the dense host and of the routed model.
 
-    epochs: of the dense host; routed_epochs: of the routed model, which starts from it (None = as
-    many). freeze: ``embeddings`` trains all but the embeddings (much faster on a CPU), ``host``
-    trains only the routers. budget: share of the work that gates learn to spend, reached after
-    ``anneal`` of the steps. dropout: replaces the host's dropout (0 is much faster on a CPU);
-    None keeps it. precision: ``auto`` measures fp32 and bf16 on this machine and takes the faster.
-    patience: evaluations without a gain before training stops early; None = never.
+    epochs: of the dense host; 0 takes it as it is, trained for this task already. routed_epochs:
+    of the routed model, which starts from it (None = as many). max_steps: of each of the two.
+    accumulate: batches to a step. learning_rate: of the host; router_learning_rate: of the routers.
+    warmup: share of the steps. clip: largest norm of the gradient. dropout: replaces the host's
+    dropout (0 is much faster on a CPU); None keeps it. freeze: ``embeddings`` trains all but the
+    embeddings (much faster on a CPU), ``host`` trains only the routers once the dense host is
+    trained. budget: share of the work that gates learn to spend, reached after ``anneal`` of the
+    steps, and the budget that a loaded model starts with. precision: ``auto`` measures fp32 and
+    bf16 on this machine and takes the faster. evaluate_every: steps between validations; None =
+    at the end only. patience: validations without a gain before training stops and the best
+    weights come back; None = never (with it, None above is an epoch). save_every: steps between
+    checkpoints; None = an epoch; with patience, each validation.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epochs: Annotated[float, Field(gt=0)] = 3.0
+    epochs: Rate = 3.0
     routed_epochs: Annotated[float, Field(gt=0)] | None = None
     max_steps: Count | None = None
     batch_size: Count = 32
@@ -32,7 +38,7 @@ class TrainConfig(BaseModel):
     learning_rate: Rate = 3e-4
     router_learning_rate: Rate = 1e-3
     weight_decay: Rate = 0.01
-    warmup: Share = 0.06
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.06
     clip: Rate = 1.0
     dropout: Share | None = None
     freeze: Literal["none", "embeddings", "host"] = "none"
@@ -45,3 +51,9 @@ class TrainConfig(BaseModel):
     save_every: Count | None = None
     tensorboard: bool = False
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _trains(self) -> TrainConfig:
+        if self.epochs == 0 and self.routed_epochs is None:
+            raise ValueError("epochs: 0 needs routed_epochs, which is taken from it otherwise")
+        return self

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from turnout.execute.pool import Collate, predict_bulk
 from turnout.objectives import ObjectivesConfig
@@ -20,7 +19,7 @@ from turnout.tasks.base import Task
 from turnout.train.callbacks import CollapseCallback, ProgressLine
 from turnout.train.config import TrainConfig
 from turnout.train.precision import resolve
-from turnout.train.trainer import RoutedTrainer, routing_of
+from turnout.train.trainer import RoutedTrainer, last_checkpoint, routing_of
 
 
 def fit(
@@ -53,8 +52,10 @@ def fit(
         train = train.add_column("teacher_logits", columns)  # type: ignore[call-arg]
     collate = with_teacher(task.collator(tokenizer))
     precision = resolve(config.precision, "cuda" if torch.cuda.is_available() else "cpu")
-    watch = config.patience is not None
     steps = config.evaluate_every
+    watch = "steps" if steps else "no" if config.patience is None else "epoch"
+    keep_best = config.patience is not None
+    save_steps = steps if keep_best else config.save_every
     arguments = TrainingArguments(
         output_dir=str(out),
         num_train_epochs=config.epochs if epochs is None else epochs,
@@ -70,14 +71,15 @@ def fit(
         optim="adamw_torch_fused",
         bf16=precision == "bf16",
         use_cpu=not torch.cuda.is_available(),
-        train_sampling_strategy="group_by_length",
         activation_checkpointing=config.activation_checkpointing,
-        eval_strategy="no" if not (watch or steps) else ("steps" if steps else "epoch"),
+        eval_strategy=watch,
         eval_steps=steps,
-        save_strategy="steps" if config.save_every else ("epoch" if watch and not steps else "no"),
-        save_steps=config.save_every or 500,
+        save_strategy="steps" if save_steps else "epoch",
+        save_steps=save_steps or 500,
         save_total_limit=2,
-        load_best_model_at_end=False,
+        load_best_model_at_end=keep_best,
+        metric_for_best_model="eval_loss" if references is None else "eval_score",
+        greater_is_better=references is not None,
         logging_steps=10,
         report_to=["tensorboard"] if config.tensorboard else [],
         disable_tqdm=True,
@@ -105,8 +107,7 @@ def fit(
         trainer.task_score = lambda: score_of(model, task, validation, tokenizer, references)
     if config.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(config.patience))
-    checkpoint = get_last_checkpoint(str(out)) if Path(out).is_dir() else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=last_checkpoint(out))
     model.eval()
     return trainer
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from turnout.errors import UserError
-from turnout.files import read_json
+from turnout.files import atomic_dir, read_json
 from turnout.install import install
 
 SPEC_VERSION = 1
@@ -39,20 +39,34 @@ def quiet_loading() -> Iterator[None]:
 def load_host(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     """A saved model without its routers, by the class named in its config.
 
-    Raises UserError for a folder that isn't one, and for a weights file that is cut short.
+    Raises UserError for a folder that isn't one, for a weights file that is cut short, and for
+    tensors that are missing, left over or of another shape.
     """
     folder = Path(folder)
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise UserError(f"{folder}: no config.json here, so this is not a saved model")
-    names = read_json(config_file).get("architectures") or [None]
+    found = read_json(config_file)
+    names = (found.get("architectures") if isinstance(found, dict) else None) or [None]
     cls = getattr(transformers, str(names[0]), None)
-    if cls is None:
-        raise UserError(f"{config_file}: architectures names no Transformers class: {names[0]!r}")
-    _check_weights(folder)
-    with quiet_loading():
-        config = AutoConfig.from_pretrained(folder)
-        return cls.from_pretrained(folder, config=config, **{"dtype": torch.float32, **kwargs})
+    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
+        raise UserError(f"{config_file}: architectures names no Transformers model: {names[0]!r}")
+    check_weights(folder)
+    try:
+        with quiet_loading():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            model, report = cls.from_pretrained(
+                folder,
+                config=config,
+                output_loading_info=True,
+                **{"dtype": torch.float32, **kwargs},
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    extra = [key for key in report["unexpected_keys"] if not key.startswith(PREFIX)]
+    if report["missing_keys"] or extra:
+        raise UserError(f"{folder}: {_misfit(set(report['missing_keys']), set(extra))}")
+    return model
 
 
 def load(run: str | Path, **kwargs: Any) -> PreTrainedModel:
@@ -64,24 +78,47 @@ def load(run: str | Path, **kwargs: Any) -> PreTrainedModel:
     folder = Path(run)
     if (folder / "routed" / "config.json").is_file():
         folder = folder / "routed"
-    model = load_host(folder, **kwargs)
-    spec = getattr(model.config, "turnout", None)
-    if not isinstance(spec, dict):
-        raise UserError(f"{folder}/config.json has no 'turnout' entry: this model has no routers")
-    if spec.get("version") != SPEC_VERSION:
+    elif (folder / "run.json").is_file():
         raise UserError(
-            f"{folder}/config.json: turnout version {spec.get('version')!r}; this library reads "
-            f"{SPEC_VERSION}. Load it with the turnout release that wrote it"
+            f"{folder} has no routed/ yet: its training did not finish. Go on with: "
+            f"turnout train {folder}/recipe.yaml --out {folder}"
         )
+    spec = _spec(folder)
+    model = load_host(folder, **kwargs)
     install(model, spec["routers"])
     _load_routers(model, folder)
     routing: Any = model.turnout
-    levels, budget = spec.get("levels", {}), spec.get("budget", 1.0)
     for name, router in routing.routers.items():
-        router.levels = [(share, level) for share, level in levels.get(name, [])]
-    routing.budget = budget
+        router.levels = [(share, level) for share, level in spec.get("levels", {}).get(name, [])]
+    routing.budget = spec.get("budget", 1.0)
     model.config.turnout = spec
     return model.eval()
+
+
+def save(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> None:
+    """Save a model and its tokenizer, whole or not at all. Raises UserError, as for a full disk."""
+    Path(folder).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_dir(folder) as temp, quiet_loading():
+        model.save_pretrained(temp)
+        tokenizer.save_pretrained(temp)
+
+
+def _spec(folder: Path) -> dict[str, Any]:
+    """What config.json says of the routers."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"{folder}: no config.json here, so this is not a saved model")
+    spec = read_json(file).get("turnout")
+    if not isinstance(spec, dict):
+        raise UserError(f"{file} has no 'turnout' entry: this model has no routers")
+    if spec.get("version") != SPEC_VERSION:
+        raise UserError(
+            f"{file}: turnout version {spec.get('version')!r}; this library reads "
+            f"{SPEC_VERSION}. Load it with the turnout release that wrote it"
+        )
+    if not isinstance(spec.get("routers"), list):
+        raise UserError(f"{file}: the 'turnout' entry lists no routers")
+    return spec
 
 
 def note_dial(model: PreTrainedModel) -> None:
@@ -99,14 +136,19 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     host = load_host(folder)
     state = host.state_dict()
     if hasattr(model, "turnout"):
-        state.update({k: v for k, v in _router_tensors(Path(folder)).items()})
+        state.update(_router_tensors(Path(folder)))
     missing = set(model.state_dict()) - set(state)
     extra = set(state) - set(model.state_dict())
     if missing or extra:
-        raise UserError(
-            f"{folder}: tensors do not fit; missing {sorted(missing)[:3]}, extra {sorted(extra)[:3]}"
-        )
+        raise UserError(f"{folder}: {_misfit(missing, extra)}")
     model.load_state_dict(state)
+
+
+def _misfit(missing: set[str], extra: set[str]) -> str:
+    return (
+        "the tensors do not fit the config; "
+        f"missing {sorted(missing)[:3] or 'none'}, extra {sorted(extra)[:3] or 'none'}"
+    )
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -116,7 +158,8 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _check_weights(folder: Path) -> None:
+def check_weights(folder: Path) -> None:
+    """Raise UserError unless every weights file of a saved model can be read to its end."""
     for file in _weight_files(folder):
         try:
             with safe_open(file, framework="pt") as handle:
@@ -141,10 +184,7 @@ def _load_routers(model: PreTrainedModel, folder: Path) -> None:
     routing: Any = model.turnout
     wanted = set(routing.state_dict())
     if wanted != set(tensors):
-        raise UserError(
-            f"{folder}: router tensors do not fit the config; missing "
-            f"{sorted(wanted - set(tensors))[:3]}, extra {sorted(set(tensors) - wanted)[:3]}"
-        )
+        raise UserError(f"{folder}: {_misfit(wanted - set(tensors), set(tensors) - wanted)}")
     try:
         routing.load_state_dict(tensors)
     except RuntimeError as error:

@@ -2,25 +2,54 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from turnout import objectives
 from turnout.cost import trace_share
+from turnout.errors import UserError
 from turnout.execute.routing import Routing
+from turnout.files import read_json
 from turnout.routers.exit import ExitRouter
 from turnout.train.config import TrainConfig
+from turnout.train.saving import load_weights
 
 
 def routing_of(model: nn.Module) -> Routing | None:
     """The routing of a model, or None when it is not routed."""
     return getattr(model, "turnout", None)
+
+
+class LengthGroups(Sampler[int]):
+    """Places in shuffled groups of like length: a function of the seed and the epoch alone, so a
+    training that goes on in its second epoch sees the order that it would have seen."""
+
+    def __init__(self, lengths: list[int], group: int, seed: int) -> None:
+        self.lengths, self.group, self.seed, self.epoch = lengths, group, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.group, generator=generator))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of each epoch."""
+        self.epoch = epoch
 
 
 class RoutedTrainer(Trainer):
@@ -43,6 +72,7 @@ class RoutedTrainer(Trainer):
         self.train_config, self.weights, self.teacher = train_config, weights, teacher
         # Our losses are means over the micro-batch; Trainer must divide by the accumulation steps.
         self.model_accepts_loss_kwargs = False
+        self.task_score: Callable[[], float] | None = None
         self._meters: dict[str, list[Tensor]] = defaultdict(list)
         self._tokens, self._since = 0, time.perf_counter()
 
@@ -151,17 +181,52 @@ class RoutedTrainer(Trainer):
             self._tokens, self._since = 0, now
         super().log(logs, start_time)
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Add the task's own score to the validation loss, at the budget that is trained for."""
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.task_score is not None:
+            routing = routing_of(self.accelerator.unwrap_model(self.model))
+            with routing.at(self.train_config.budget) if routing else nullcontext():
+                output.metrics["eval_score"] = self.task_score()
+        return output
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        group = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        return LengthGroups(lengths, group, self.args.data_seed or self.args.seed)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As Trainer does; what a full disk leaves half-written is taken away again."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(folder, ignore_errors=True)
+            raise UserError(f"cannot write {folder}: {error}") from error
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Restore exactly, through the same reader as turnout.load (key conversions included)."""
-        from turnout.train.saving import load_weights
-
         load_weights(model or self.model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        from turnout.train.saving import load_weights
-
         if self.state.best_model_checkpoint:
             load_weights(self.model, self.state.best_model_checkpoint)
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The last whole checkpoint in a folder; later ones that were cut off are removed.
+
+    Trainer writes its state last, so a checkpoint without it was stopped half-way.
+    """
+    found = Path(folder).glob("checkpoint-*")
+    for path in sorted(found, key=lambda path: -int(path.name.split("-")[1])):
+        try:
+            read_json(path / "trainer_state.json")
+            return str(path)
+        except UserError:
+            shutil.rmtree(path)
+    return None
 
 
 def _loss_per_sequence(logits: Tensor, labels: Tensor | None) -> Tensor:

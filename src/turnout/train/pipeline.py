@@ -1,0 +1,173 @@
+"""`turnout train`: the dense host, then the routed model; each stage whole or absent on disk."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import PreTrainedModel, set_seed
+
+from turnout.execute.pool import predict_bulk
+from turnout.install import install
+from turnout.objectives import ObjectivesConfig
+from turnout.recipe import Recipe
+from turnout.run import Run, check_same, is_run, open_run, start_run
+from turnout.tasks import TASKS
+from turnout.tasks.base import Task
+from turnout.train.calibrate import calibrate
+from turnout.train.fit import fit, freeze, score_of
+from turnout.train.host import host_labels, open_host
+from turnout.train.saving import load_host, note_dial, save
+
+CALIBRATION_ROWS = 1024
+Say = Callable[[str], None]
+
+
+@dataclass
+class Data:
+    """A recipe's data. raw, rows: as read and encoded, by split. references: of validation."""
+
+    task: Task[Any]
+    raw: dict[str, datasets.Dataset]
+    rows: dict[str, datasets.Dataset]
+    tokenizer: Any
+    references: Any
+
+
+def train(recipe: Recipe, out: str | Path, *, say: Say = print, progress: bool = True) -> Run:
+    """Train what a recipe describes into a run folder, or go on with what was begun there.
+
+    The same recipe, data and machine give the same weights, stopped in between or not. Raises
+    UserError before any training for what is wrong with recipe, data, host or routers.
+    """
+    run = open_run(out) if is_run(out) else None
+    if run is not None:
+        check_same(run, recipe)
+        if run.routed.is_dir():
+            say(f"{run.path} is trained already; nothing to do")
+            return start_run(out, recipe, run.labels)
+    labels = run.labels if run else host_labels(recipe.model) if recipe.train.epochs == 0 else None
+    task = TASKS[recipe.task.kind](recipe.task, labels)
+    raw = task.load()
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in raw.items())
+    say(f"data: {sizes}; {len(task.labels)} labels: {_listed(task.labels)}")
+    model, tokenizer = _host(recipe, task, run)
+    data = encode(task, raw, tokenizer)
+    run = start_run(out, recipe, task.labels)
+    if not run.dense.is_dir():
+        _train_dense(run, model, data, say, progress)
+    _train_routed(run, data, say, progress)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return run
+
+
+def encode(task: Task[Any], raw: dict[str, datasets.Dataset], tokenizer: Any) -> Data:
+    """Encode what a task has loaded."""
+    rows = {name: task.encode(split, tokenizer) for name, split in raw.items()}
+    return Data(task, raw, rows, tokenizer, task.references(raw["validation"]))
+
+
+def teacher_logits(dense: PreTrainedModel, data: Data, weights: ObjectivesConfig) -> Any:
+    """The dense host's answers for the training rows, once; None where no objective asks."""
+    if not (weights.distill or weights.exits):
+        return None
+    return predict_bulk(dense, data.rows["train"], data.task.collator(data.tokenizer)).logits
+
+
+def _host(recipe: Recipe, task: Task[Any], run: Run | None) -> tuple[PreTrainedModel, Any]:
+    """The host to start from and its tokenizer, once the routers are known to fit it."""
+    set_seed(recipe.train.seed)  # of a new head's first weights
+    if run is not None and run.dense.is_dir():
+        model, tokenizer = load_host(run.dense), run.tokenizer()
+    else:
+        model, tokenizer = open_host(recipe.model, task, new_head=recipe.train.epochs > 0)
+    install(deepcopy(model), recipe.routers)
+    return model, tokenizer
+
+
+def _train_dense(run: Run, model: PreTrainedModel, data: Data, say: Say, progress: bool) -> None:
+    config = run.recipe.train
+    say(f"dense host: {run.recipe.model}, {_millions(model)} M parameters")
+    start = time.perf_counter()
+    if config.epochs > 0:
+        unfrozen = "none" if config.freeze == "host" else config.freeze
+        fit(
+            model,
+            data.task,
+            data.rows["train"],
+            data.rows["validation"],
+            data.tokenizer,
+            config.model_copy(update={"freeze": unfrozen}),
+            ObjectivesConfig(),  # the labels alone: there is no teacher yet
+            run.checkpoints / "dense",
+            references=data.references,
+            title="dense host",
+            progress=progress,
+            say=say,
+        )
+    save(model, data.tokenizer, run.dense)
+    shutil.rmtree(run.checkpoints / "dense", ignore_errors=True)
+    _tell_score(model, data, start, say)
+
+
+def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
+    recipe = run.recipe
+    # read back even when it is at hand: then going on later starts from the very same state
+    dense = run.load_dense()
+    logits = teacher_logits(dense, data, recipe.objectives)
+    set_seed(recipe.train.seed)
+    model = install(deepcopy(dense), recipe.routers)
+    kinds = ", ".join(router.kind for router in recipe.routers)
+    routing: Any = model.turnout
+    say(f"routed model: {kinds} at {len(routing.sites)} sites, {_millions(routing)} M parameters")
+    start = time.perf_counter()
+    freeze(model, recipe.train.freeze)
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        fit(
+            model,
+            data.task,
+            data.rows["train"],
+            data.rows["validation"],
+            data.tokenizer,
+            recipe.train,
+            recipe.objectives,
+            run.checkpoints / "routed",
+            teacher=dense if recipe.objectives.hidden > 0 else None,
+            teacher_logits=logits,
+            references=data.references,
+            epochs=recipe.train.routed_epochs or recipe.train.epochs,
+            title="routed model",
+            progress=progress,
+            say=say,
+        )
+    else:
+        say("nothing to train: the host is frozen and these routers have no weights")
+    routing.budget = recipe.train.budget
+    rows = data.rows["validation"]
+    rows = rows.select(range(min(len(rows), CALIBRATION_ROWS)))
+    calibrate(model, rows, data.task.collator(data.tokenizer), recipe.measure.batch_tokens)
+    note_dial(model)
+    save(model, data.tokenizer, run.routed)
+    _tell_score(model, data, start, say)
+
+
+def _tell_score(model: PreTrainedModel, data: Data, start: float, say: Say) -> None:
+    seconds = time.perf_counter() - start
+    score = score_of(model, data.task, data.rows["validation"], data.tokenizer, data.references)
+    routing: Any = getattr(model, "turnout", None)
+    at = "" if routing is None else f" at budget {routing.budget:g}"
+    say(f"  {data.task.headline} on validation{at}: {score:.4f}, after {seconds:,.0f} s")
+
+
+def _millions(module: Any) -> str:
+    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:,.2f}"
+
+
+def _listed(labels: list[str]) -> str:
+    return ", ".join(labels[:12]) + (", ..." if len(labels) > 12 else "")
