@@ -23,7 +23,6 @@ LAYERS = (
     ("recipe", "recipe_yaml"),
     ("run",),
     ("train.pipeline", "predict", "inspect", "catalogue"),
-    ("measuring",),
     ("cli", "demo.__main__", "__init__", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -92,12 +92,18 @@ def measure(
 ) -> None:
     """Measure quality, time, work and memory, beside cut models and random routes."""
     _calm()
+    from turnout.measure import run as measuring
     from turnout.measure.table import table
-    from turnout.measuring import measure_run
+    from turnout.run import open_run
 
-    results, page = measure_run(run, say=_sayer(quiet), progress=_bars(quiet))
-    Console().print(table(results))
-    _stderr().print(f"report: {page}", highlight=False)
+    opened = open_run(run)
+    try:
+        results = measuring.measure(opened, say=_sayer(quiet), progress=_bars(quiet))
+    except KeyboardInterrupt:
+        _stderr().print("\nstopped; the same command goes on with the cut models it has")
+        raise typer.Exit(STOPPED) from None
+    _stdout().print(table(results))
+    _stderr().print(f"report: {run}/report.html", highlight=False)
 
 
 @app.command()
@@ -139,7 +145,7 @@ def inspect(
     _calm()
     from turnout.inspect import inspect as tables_of
 
-    Console().print(tables_of(target))
+    _stdout().print(tables_of(target))
 
 
 @app.command()
@@ -147,7 +153,7 @@ def routers() -> None:
     """List the routers, with their fields and defaults."""
     from turnout.catalogue import routers as table_of_routers
 
-    Console().print(table_of_routers())
+    _stdout().print(table_of_routers())
 
 
 @app.command()
@@ -174,6 +180,11 @@ def _stderr() -> Console:
     return Console(stderr=True, soft_wrap=True)
 
 
+def _stdout() -> Console:
+    """Wide enough for our tables where nobody looks: in files and pipes."""
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
 def _bars(quiet: bool) -> bool:
     return not quiet and sys.stderr.isatty()
 
@@ -195,3 +206,4 @@ def _calm() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # it tells of each retry

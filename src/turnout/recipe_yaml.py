@@ -94,21 +94,23 @@ def _reason(error_type: str, errors: list[Any], name: str, node: dict[str, Any])
     kinds = list(node.get("discriminator", {}).get("mapping", {}))
     if error_type == "extra_forbidden":
         allowed = list(node.get("properties", {}))
-        return f"unknown field{_nearest(name, allowed)}; allowed: {', '.join(allowed)}"
+        return f"unknown field; {_choice(name, allowed)}"
     if error_type == "missing":
         return "this field is missing"
     if error_type == "union_tag_not_found":
         return f"the field 'kind' is missing; allowed: {', '.join(kinds)}"
     if error_type == "union_tag_invalid":
         found = errors[0]["ctx"]["tag"]
-        return f"found {found!r}{_nearest(found, kinds)}; allowed: {', '.join(kinds)}"
+        return f"found {found!r}; {_choice(found, kinds)}"
     found = errors[0]["input"]
-    wanted = dict.fromkeys(each["msg"].removeprefix("Input ") for each in errors)
-    reason = f"found {_short(found)}; it {' or '.join(wanted)}"
+    if error_type == "value_error":
+        return errors[0]["msg"].removeprefix("Value error, ")
+    wanted = dict.fromkeys(each["msg"].partition(" should ")[2] or each["msg"] for each in errors)
+    reason = f"found {_short(found)}; it should {' or '.join(wanted)}"
     if isinstance(found, bool):
         return f"{reason} (YAML reads a bare yes, no, on, off as true or false: quote a word)"
     literals = re.findall(r"'([^']*)'", errors[0]["msg"]) if error_type == "literal_error" else []
-    return reason + _nearest(found, literals)
+    return reason + "".join(f"; {hint}" for hint in _nearest(found, literals))
 
 
 def _walk(loc: Loc, schema: dict[str, Any]) -> tuple[Loc, dict[str, Any]]:
@@ -144,9 +146,13 @@ def _follow(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-def _nearest(name: Any, allowed: Sequence[str]) -> str:
+def _choice(name: Any, allowed: Sequence[str]) -> str:
+    return " ".join([*_nearest(name, allowed), f"allowed: {', '.join(allowed)}"])
+
+
+def _nearest(name: Any, allowed: Sequence[str]) -> list[str]:
     close = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return [f"did you mean {close[0]!r}?" for _ in close]
 
 
 def _short(value: Any) -> str:

@@ -157,13 +157,13 @@ def set_dropout(model: nn.Module, rate: float | None) -> None:
 
 
 def freeze(model: PreTrainedModel, what: str) -> None:
-    """Freeze nothing, the embeddings, or the whole host (only routers train)."""
+    """Freeze nothing, the embeddings, or the host of a routed model (only routers train)."""
     model.requires_grad_(True)
     if what == "embeddings":
         model.get_input_embeddings().requires_grad_(False)
         embeddings = getattr(model.base_model, "embeddings", None)
         if isinstance(embeddings, nn.Module):
             embeddings.requires_grad_(False)
-    elif what == "host":
+    elif what == "host" and routing_of(model) is not None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith("turnout."))

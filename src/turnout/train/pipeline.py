@@ -96,14 +96,13 @@ def _train_dense(run: Run, model: PreTrainedModel, data: Data, say: Say, progres
     say(f"dense host: {run.recipe.model}, {_millions(model)} M parameters")
     start = time.perf_counter()
     if config.epochs > 0:
-        unfrozen = "none" if config.freeze == "host" else config.freeze
         fit(
             model,
             data.task,
             data.rows["train"],
             data.rows["validation"],
             data.tokenizer,
-            config.model_copy(update={"freeze": unfrozen}),
+            config,
             ObjectivesConfig(),  # the labels alone: there is no teacher yet
             run.checkpoints / "dense",
             references=data.references,
