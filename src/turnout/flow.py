@@ -50,7 +50,7 @@ def hash_uniform(key: Tensor, *salts: int) -> Tensor:
 
 
 def sequence_keys(input_ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
-    """One int64 key a sequence, a function of its real tokens only; padding on either side is ignored."""
+    """One int64 key a sequence, from its real tokens; padding on either side is ignored."""
     ids = input_ids_BT.long() + 1
     valid = torch.ones_like(ids) if mask_BT is None else mask_BT.long()
     place = valid.cumsum(1) * _PRIME

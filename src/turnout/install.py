@@ -83,7 +83,7 @@ def uninstall(model: PreTrainedModel) -> PreTrainedModel:
             module.__dict__.pop(name, None)
         restore(module)
     del model.turnout
-    del model.config.turnout
+    model.config.__dict__.pop("turnout")
     return model
 
 
@@ -117,7 +117,7 @@ def host_shape(model: PreTrainedModel) -> HostShape:
     classifies = "Classification" in name
     return HostShape(
         hidden=model.config.get_text_config().hidden_size,
-        labels=model.config.num_labels if classifies else 0,
+        labels=int(model.config.num_labels or 0) if classifies else 0,
         per_token="TokenClassification" in name,
         causal=any(not stack.hideable for stack in find_family(model).stacks),
     )

@@ -133,11 +133,11 @@ class FusedLeaf(RoutedLeaf):
         rows = gather(x_BTD, scope.index_N)
         if scope.hide:
             return scatter(super().forward(rows), scope.index_N, x_BTD)
-        weight = self.weight.t() if isinstance(self, Conv1D) else self.weight
+        matrix: Any = self
+        weight: Tensor = matrix.weight.t() if isinstance(self, Conv1D) else matrix.weight
+        bias: Tensor | None = matrix.bias
         width = weight.shape[0] // 3
-        bias_q, bias_kv = (
-            (None, None) if self.bias is None else (self.bias[:width], self.bias[width:])
-        )
+        bias_q, bias_kv = (None, None) if bias is None else (bias[:width], bias[width:])
         query = F.linear(rows, weight[:width], bias_q)
         rest = F.linear(x_BTD, weight[width:], bias_kv)
         return torch.cat([scatter(query, scope.index_N, x_BTD), rest], dim=-1)

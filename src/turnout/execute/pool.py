@@ -195,7 +195,7 @@ class _Wavefront(_Batches):
             self.answer(group, outputs["logits"])
 
     def _step(self, layer: int, site: Site | None, alive: np.ndarray) -> np.ndarray:
-        """One depth: ask, run the block on full groups of what must run; what is still under way."""
+        """One depth: ask, run the block on what must run; returns who is still under way."""
         key = None if site is None else site.key
         waiting = np.empty(0, dtype=np.int64)
         under_way = []
@@ -221,7 +221,9 @@ class _Wavefront(_Batches):
         return np.concatenate(under_way) if under_way else alive
 
     def _fills(self, waiting: np.ndarray) -> bool:
-        return len(waiting) > 0 and len(waiting) * self.lengths[waiting[0]] >= self.batch_tokens
+        return len(waiting) > 0 and bool(
+            len(waiting) * self.lengths[waiting[0]] >= self.batch_tokens
+        )
 
     def _groups(self, ordered: np.ndarray) -> Iterator[np.ndarray]:
         """Groups of an order that is longest first already."""

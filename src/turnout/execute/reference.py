@@ -1,7 +1,7 @@
 """The definition of correct: compute every row with the host's own code, then choose, row by row.
 
 No work is saved here. Each packed path must equal this one in value and in every gradient
-(tests/laws/test_execution.py). Use ``with turnout.execute.reference_execution():`` around a forward pass.
+(tests/laws). Put ``with turnout.execute.reference_execution():`` around a forward pass to use it.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class Routing(nn.Module):
 def token_mask(
     model: nn.Module, stack: Stack, inputs: dict[str, Any], batch: int, length: int
 ) -> Tensor | None:
-    """The bool (B, T) mask of a stack's real tokens, or None when the inputs hold none that fits."""
+    """The bool (B, T) mask of a stack's real tokens; None when the inputs hold none that fits."""
     mask = inputs.get(stack.mask) if stack.mask else None
     if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[0] != batch:
         return None

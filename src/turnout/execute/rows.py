@@ -47,5 +47,5 @@ def overlay(rows_ND: Tensor, index_N: Tensor, base_BTD: Tensor) -> Tensor:
 
 
 def modulate(out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Scale the change that a unit made: out + (w - 1)(out - x). A weight of 1 is exact, bit for bit."""
+    """Scale the change a unit made: out + (w - 1)(out - x). A weight of 1 is exact, bit for bit."""
     return out + (weight - 1).to(out.dtype) * (out - x)

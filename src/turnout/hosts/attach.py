@@ -35,9 +35,11 @@ def find_family(model: PreTrainedModel) -> Family:
     """The record that serves a model. Raises UserError that lists what was looked for."""
     if not isinstance(model, PreTrainedModel):
         raise UserError(
-            f"turnout routes Transformers models; got {type(model).__module__}.{type(model).__name__}"
+            "turnout routes Transformers models; got "
+            f"{type(model).__module__}.{type(model).__name__}"
         )
-    kind = model.base_model.config.model_type
+    config: Any = model.base_model.config
+    kind = config.model_type
     for family in FAMILIES.values():
         if kind in family.model_types:
             _check_refusals(model, family)

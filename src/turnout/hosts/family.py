@@ -10,7 +10,7 @@ Leaves have roles, which tell what the leaf does for the rows (tokens) that do n
 - ``norm``:     a norm after the addition (post-norm hosts); skipped rows keep their state.
 - ``query``:    projection needed only by rows that attend; skipped rows give zeros.
 - ``visible``:  key and value projections: computed for every row, unless skipped rows are hidden.
-- ``fused``:    query, key and value in one matrix: the query part as ``query``, the rest ``visible``.
+- ``fused``:    query, key and value in one matrix: its first third as ``query``, the rest visible.
 """
 
 from __future__ import annotations

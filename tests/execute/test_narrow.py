@@ -10,7 +10,7 @@ from fixed_router import FixedConfig, fixed_router
 from hosts_table import BY_NAME
 
 import turnout
-from turnout.execute.block import hide_keys, take
+from turnout.execute.narrow import hide_keys, take
 
 
 @pytest.fixture(autouse=True, scope="module")

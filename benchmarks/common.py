@@ -1,0 +1,140 @@
+"""What every benchmark shares: arguments, rows that survive an interruption, the result file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from turnout.errors import UserError
+from turnout.files import read_json, write_json
+from turnout.measure import machine
+
+RESULTS = Path(__file__).parent / "results"
+Row = dict[str, Any]
+
+
+class Benchmark:
+    """One claim: its rows as they are measured, and its verdict at the end.
+
+    Rows are keyed by their identifying fields. They are written as soon as they exist, to
+    NAME.rows.json, and taken from there when the script is started again; the finished result is
+    NAME.json (NAME.quick.json with --quick).
+    """
+
+    def __init__(self, name: str, claim: str, seeds: Iterable[int] = (0,)) -> None:
+        parser = argparse.ArgumentParser(description=claim)
+        parser.add_argument("--quick", action="store_true", help="at most 5 minutes on 2 cores")
+        parser.add_argument("--data", default=os.environ.get("TURNOUT_DATA", "data"))
+        parser.add_argument("--seeds", type=int, nargs="+", help="seeds to run")
+        parser.add_argument("--fresh", action="store_true", help="forget rows measured before")
+        options = parser.parse_args()
+        self.name, self.claim, self.quick = name, claim, options.quick
+        self.data = Path(options.data)
+        default = list(seeds)[:1] if options.quick else list(seeds)
+        self.seeds: list[int] = options.seeds or default
+        stem = f"{name}.quick" if self.quick else name
+        self.path, self._rows_path = RESULTS / f"{stem}.json", RESULTS / f"{stem}.rows.json"
+        RESULTS.mkdir(exist_ok=True)
+        if options.fresh:
+            self._rows_path.unlink(missing_ok=True)
+        self.rows: list[Row] = read_json(self._rows_path) if self._rows_path.is_file() else []
+
+    def find(self, **key: Any) -> Row | None:
+        """The row with these fields, if it was measured before."""
+        for row in self.rows:
+            if all(row.get(name) == value for name, value in key.items()):
+                return row
+        return None
+
+    def row(self, measure: Callable[[], Row], **key: Any) -> Row:
+        """The row with these fields: from before, or measured now and written at once."""
+        found = self.find(**key)
+        if found is None:
+            found = {**key, **measure()}
+            self.rows.append(found)
+            write_json(self._rows_path, self.rows)
+            print(", ".join(f"{k}={_short(v)}" for k, v in found.items()), flush=True)
+        return found
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Several rows that were measured together."""
+        for row in rows:
+            self.rows.append(row)
+            print(", ".join(f"{k}={_short(v)}" for k, v in row.items()), flush=True)
+        write_json(self._rows_path, self.rows)
+
+    def finish(self, verdict: dict[str, dict[str, Any]], notes: Iterable[str] = ()) -> None:
+        """Write the result and print the verdict."""
+        write_json(
+            self.path,
+            {
+                "claim": self.claim,
+                "command": " ".join(["python", f"benchmarks/{self.name}.py", *sys.argv[1:]]),
+                "commit": _commit(),
+                "machine": machine.describe(),
+                "seeds": self.seeds,
+                "rows": self.rows,
+                "verdict": verdict,
+                "notes": list(notes),
+            },
+        )
+        for name, entry in verdict.items():
+            mark = "met    " if entry["met"] else "not met"
+            print(f"{mark} {name}: {_short(entry['value'])} (goal {entry['goal']})")
+        print(f"written: {self.path}")
+
+    def folder(self, name: str) -> Path:
+        """A data set's folder. Raises UserError that says where to get it."""
+        folder = self.data / name
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder} is not there; give --data DIR or set TURNOUT_DATA. "
+                "benchmarks/README.md says where each data set is to be had"
+            )
+        return folder
+
+
+def goal(value: float, at_most: float | None = None, at_least: float | None = None) -> Row:
+    """One entry of a verdict."""
+    if at_most is not None:
+        return {"value": value, "goal": f"<= {at_most:g}", "met": bool(value <= at_most)}
+    assert at_least is not None
+    return {"value": value, "goal": f">= {at_least:g}", "met": bool(value >= at_least)}
+
+
+def main(run: Callable[[], None]) -> None:
+    """Run a benchmark; a user's mistake is one line and exit code 2."""
+    try:
+        run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def pairs(first: Iterable[Any], second: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Every combination."""
+    seconds = list(second)
+    return ((a, b) for a in first for b in seconds)
+
+
+def _commit() -> str:
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,157 @@
+"""Narrow a block to what must run: first to the sequences that need it, then to rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from turnout.execute.reference import pick_sequences
+from turnout.execute.scope import is_reference
+from turnout.route import Route
+
+if TYPE_CHECKING:
+    from turnout.execute.block import BlockHandle
+
+
+def is_weighted(route: Route) -> bool:
+    """Must the weights be multiplied: they carry a gradient, or are not all 0 or 1."""
+    weight = route.weight_BTU
+    if weight.requires_grad and torch.is_grad_enabled():
+        return True
+    return not bool(((weight == 0) | (weight == 1)).all())
+
+
+class Narrowed:
+    """The rows of one block that run, by sub-block."""
+
+    def __init__(
+        self,
+        handle: BlockHandle,
+        x_BTD: Tensor,
+        mask_BT: Tensor | None,
+        routes: dict[str, Route],
+    ) -> None:
+        self.handle, self.x_BTD, self.mask_BT, self.routes = handle, x_BTD, mask_BT, routes
+        shape = x_BTD.shape[:2]
+        layer = routes.get("layer")
+        self.layer_BT = None if layer is None else layer.active_BT
+        self.active: dict[str, Tensor] = {}
+        for kind in handle.scopes:
+            parts = [self.layer_BT] if self.layer_BT is not None else []
+            if kind in routes:
+                parts.append(routes[kind].active_BT)
+            if parts:
+                active_BT = parts[0] if len(parts) == 1 else parts[0] & parts[1]
+                self.active[kind] = active_BT.expand(shape)
+        self.weighted = any(is_weighted(route) for route in routes.values())
+
+    @property
+    def everything(self) -> bool:
+        """Does every real token run in every sub-block."""
+        return all(bool(self._skipped(a).sum() == 0) for a in self.active.values())
+
+    def _skipped(self, active_BT: Tensor) -> Tensor:
+        return ~active_BT if self.mask_BT is None else ~active_BT & self.mask_BT
+
+    def _real(self, active_BT: Tensor) -> Tensor:
+        return active_BT if self.mask_BT is None else active_BT & self.mask_BT
+
+    def execute(
+        self, host: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], enter: bool
+    ) -> Any:
+        """Narrow to the sequences that need the block, then to the rows within them."""
+        x_BTD = self.x_BTD
+        batch = x_BTD.shape[0]
+        if self.layer_BT is None or enter:
+            return self._rows(host, x_BTD, args, kwargs, None)
+        runs_B = self._real(self.layer_BT.expand(x_BTD.shape[:2])).any(1)
+        if is_reference():
+            full = self._rows(host, x_BTD, args, kwargs, None)
+            return pick_sequences(full, x_BTD, runs_B)
+        keep = runs_B.nonzero().squeeze(1)
+        if keep.numel() == batch:
+            return self._rows(host, x_BTD, args, kwargs, None)
+        if keep.numel() == 0:
+            return x_BTD
+        out = self._rows(
+            host,
+            x_BTD.index_select(0, keep),
+            tuple(take(value, keep, batch) for value in args),
+            {name: take(value, keep, batch) for name, value in kwargs.items()},
+            keep,
+        )
+        return x_BTD.index_copy(0, keep, out.to(x_BTD.dtype))
+
+    def _rows(
+        self,
+        host: Callable[..., Any],
+        x_BTD: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        keep: Tensor | None,
+    ) -> Any:
+        """Run the host's block with its leaves narrowed to the active rows."""
+        handle, batch = self.handle, self.x_BTD.shape[0]
+        layer_index: Tensor | None = None  # one index serves all that a layer decision covers
+
+        def mine(value: Tensor) -> Tensor:
+            return value if keep is None else take(value, keep, batch)
+
+        try:
+            handle.stream.state_BTD = x_BTD
+            for kind, active_BT in self.active.items():
+                scope, own = handle.scopes[kind], self.routes.get(kind)
+                weighted = own is not None and is_weighted(own)
+                if not weighted and not bool(mine(self._skipped(active_BT)).any()):
+                    continue
+                index = layer_index if own is None else None
+                if index is None:
+                    index = mine(self._real(active_BT)).reshape(-1).nonzero().squeeze(1)
+                    if own is None:
+                        layer_index = index
+                scope.index_N, scope.like_BTD, scope.hide = index, x_BTD, handle.hide
+                if own is not None and weighted:
+                    weight_BT = mine(own.weight_BTU.sum(-1).expand(self.x_BTD.shape[:2]))
+                    scope.weight_N = weight_BT.reshape(-1).index_select(0, index)
+                if kind == "attention" and handle.hide:
+                    args, kwargs = hide_keys(args, kwargs, mine(active_BT), x_BTD)
+            return host(x_BTD, *args, **kwargs)
+        finally:
+            handle.stream.state_BTD = None
+            for scope in handle.scopes.values():
+                scope.clear()
+
+
+def take(value: Any, keep: Tensor, batch: int) -> Any:
+    """The chosen sequences of an argument: of every tensor whose first dimension is the batch."""
+    if isinstance(value, Tensor):
+        fits = value.ndim > 0 and value.shape[0] == batch and batch > 1
+        return value.index_select(0, keep) if fits else value
+    if isinstance(value, tuple | list):
+        return type(value)(take(item, keep, batch) for item in value)
+    if isinstance(value, dict):
+        return {name: take(item, keep, batch) for name, item in value.items()}
+    return value
+
+
+def hide_keys(
+    args: tuple[Any, ...], kwargs: dict[str, Any], active_BT: Tensor, x_BTD: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Take the skipped tokens out of the attention mask: first argument or keyword of a block."""
+    by_name = "attention_mask" in kwargs
+    mask = kwargs["attention_mask"] if by_name else (args[0] if args else None)
+    columns = active_BT[:, None, None, :]
+    if mask is None:
+        batch, length = x_BTD.shape[:2]
+        seen = columns.expand(batch, 1, length, length)
+        mask = x_BTD.new_zeros(seen.shape).masked_fill(~seen, torch.finfo(x_BTD.dtype).min)
+    elif mask.dtype == torch.bool:
+        mask = mask & columns
+    else:
+        mask = mask.masked_fill(~columns, torch.finfo(mask.dtype).min)
+    if by_name:
+        return args, {**kwargs, "attention_mask": mask}
+    return (mask, *args[1:]), kwargs
