@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,9 +25,10 @@ NO_TEST = (
     "The recipe names no test file: these are validation examples, which also calibrated the "
     "router's dial, so its quality may look better than it is."
 )
-CUT = (
-    "Cut models start from the trained dense host and are trained for as many steps as the routed "
-    "model, on the same data, with the same objectives and teacher."
+TRAINED = (
+    "The routed model and the cut models start from the trained dense host and are trained on for "
+    "as many steps, on the same data, with the same objectives and teacher. The dense host has not "
+    "had these steps, so it can be beaten in quality too: the cut models are the fair comparison."
 )
 
 
@@ -76,7 +78,7 @@ def measure(
         wanted,
         name=run.recipe.model,
         command=command,
-        notes=(*([] if "test" in splits else [NO_TEST]), *([CUT] if static else [])),
+        notes=(*([] if "test" in splits else [NO_TEST]), TRAINED),
         progress=progress,
     )
     write_report(results, run.path)
@@ -97,13 +99,16 @@ def static_models(
     """The cut models that a run is compared with: loaded, or trained where they are missing."""
     names = list(dict.fromkeys(config.static))
     train = validation = splits["train"].select([])
-    taught: list[Any] = []
+    taught = None
+    weights = run.recipe.objectives
     if missing := [name for name in names if not (run.static(name) / "config.json").is_file()]:
         say(f"training {len(missing)} cut model(s) to compare with: {', '.join(missing)}")
         train = task.encode(splits["train"], tokenizer)
         validation = task.encode(splits["validation"], tokenizer)
-        taught = predict_bulk(dense, [dict(row) for row in train], task.collator(tokenizer)).logits
-    return {
+        if weights.distill:
+            rows = [dict(row) for row in train]
+            taught = predict_bulk(dense, rows, task.collator(tokenizer)).logits
+    found = {
         name: static_model(
             name,
             run.static(name),
@@ -113,7 +118,7 @@ def static_models(
             validation,
             tokenizer,
             run.recipe.train,
-            run.recipe.objectives,
+            weights,
             taught,
             run.checkpoints / f"static-{name}",
             progress=progress,
@@ -121,6 +126,9 @@ def static_models(
         )
         for name in names
     }
+    with contextlib.suppress(OSError):  # not there, or not empty
+        run.checkpoints.rmdir()
+    return found
 
 
 def write_report(results: Results, run: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,13 @@ import datasets
 import numpy as np
 from transformers import PreTrainedModel
 
-from turnout.files import atomic_dir
 from turnout.hosts.cut import keep_layers, static_layers
 from turnout.measure.flops import depth_of
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks.base import Task
 from turnout.train.config import TrainConfig
 from turnout.train.fit import fit
-from turnout.train.saving import load_host, quiet_loading
+from turnout.train.saving import load_host, save
 
 
 def static_model(
@@ -30,7 +30,7 @@ def static_model(
     tokenizer: Any,
     config: TrainConfig,
     weights: ObjectivesConfig,
-    teacher_logits: list[np.ndarray],
+    teacher_logits: list[np.ndarray] | None,
     checkpoints: str | Path,
     *,
     progress: bool = True,
@@ -47,24 +47,26 @@ def static_model(
     if (folder / "config.json").is_file():
         return load_host(folder).eval()
     model = keep_layers(dense, keep)
-    fit(
-        model,
-        task,
-        train,
-        validation,
-        tokenizer,
-        config,
-        weights,
-        checkpoints,
-        teacher=dense if weights.hidden > 0 else None,
-        teacher_logits=teacher_logits,
-        epochs=config.routed_epochs,
-        title=name,
-        progress=progress,
-        say=say,
-    )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_dir(folder) as temp, quiet_loading():
-        model.save_pretrained(temp)
-        tokenizer.save_pretrained(temp)
+    # without routers nothing would be left to train in a frozen host
+    unfrozen = config.model_copy(update={"freeze": "none"}) if config.freeze == "host" else config
+    epochs = config.routed_epochs or config.epochs
+    if epochs > 0:
+        fit(
+            model,
+            task,
+            train,
+            validation,
+            tokenizer,
+            unfrozen,
+            weights,
+            checkpoints,
+            teacher=dense if weights.hidden > 0 else None,
+            teacher_logits=teacher_logits,
+            epochs=epochs,
+            title=name,
+            progress=progress,
+            say=say,
+        )
+    save(model, tokenizer, folder)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return model.eval()

