@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
-from turnout.execute.pool import Collate, Row, groups_by_length, predict_bulk
+from turnout.execute.batches import Collate, Row, groups_by_length
+from turnout.execute.pool import predict_bulk
 from turnout.execute.routing import Routing
 from turnout.routers.base import Router
 from turnout.train.saving import note_dial
