@@ -222,7 +222,7 @@ def test_pages_that_are_no_recipes(text: str, message: str, folder: Path) -> Non
 
 
 def test_files_that_cannot_be_read(folder: Path) -> None:
-    with pytest.raises(UserError, match="no such file; did you mean .*recipe.yaml"):
+    with pytest.raises(UserError, match=r"no such file; did you mean .*recipe.yaml"):
         load(folder)
         recipe.load(folder / "recipes.yaml")
     (folder / "recipe.yaml").write_bytes(b"model: \xff\n")

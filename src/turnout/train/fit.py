@@ -13,7 +13,8 @@ from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from turnout.execute.pool import Collate, predict_bulk
+from turnout.execute.batches import Collate
+from turnout.execute.pool import predict_bulk
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks.base import Task
 from turnout.train.callbacks import CollapseCallback, ProgressLine
@@ -81,6 +82,7 @@ def fit(
         metric_for_best_model="eval_loss" if references is None else "eval_score",
         greater_is_better=references is not None,
         logging_steps=10,
+        logging_first_step=True,
         report_to=["tensorboard"] if config.tensorboard else [],
         disable_tqdm=True,
         remove_unused_columns=False,

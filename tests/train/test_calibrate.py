@@ -1,0 +1,101 @@
+"""The dial: what a budget asks for is what is spent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import turnout
+from turnout import UserError
+from turnout.execute.pool import predict_bulk
+
+SCORED = {
+    "exit": {"kind": "exit"},
+    "exit-learned": {"kind": "exit", "criterion": "learned"},
+    "gate-token": {"kind": "gate", "granularity": "token"},
+    "gate-ffn": {"kind": "gate", "site": "ffn"},
+}
+
+
+@pytest.fixture
+def rows(work: Any) -> Any:
+    return work.rows["train"]
+
+
+def routed(work: Any, *specs: Any) -> PreTrainedModel:
+    model = turnout.install(work.model(), specs)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.turnout.parameters():
+        with torch.no_grad():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_the_share_spent_follows_the_budget(name: str, work: Any, rows: Any) -> None:
+    model = routed(work, SCORED[name])
+    table = turnout.calibrate(model, rows, work.collate)
+    shares = [share for _, share in table]
+    assert len(table) == 13 and all(0 <= share <= 1 for share in shares)
+    assert min(shares) < 0.5 < max(shares)
+    spent = []
+    for budget in (0.2, 0.35, 0.5, 0.65, 0.8):
+        with model.turnout.at(budget):
+            spent.append(predict_bulk(model, rows, work.collate).share)
+    assert spent == sorted(spent)
+    # the share of few rows moves in steps, by a text (or token) at a time
+    assert np.abs(np.array(spent) - [0.2, 0.35, 0.5, 0.65, 0.8]).mean() < 0.1
+
+
+def test_the_table_falls_and_is_saved(work: Any, rows: Any, tmp_path: Any) -> None:
+    model = routed(work, {"kind": "exit"})
+    model.turnout.budget = 0.4
+    turnout.calibrate(model, rows, work.collate)
+    levels = model.turnout.all_routers()[0].levels
+    shares = [share for share, _ in levels]
+    assert shares == sorted(set(shares), reverse=True)
+    assert [level for _, level in levels] == sorted(level for _, level in levels)
+    assert model.turnout.budget == 0.4
+    model.save_pretrained(tmp_path)
+    again = turnout.load(tmp_path)
+    assert again.turnout.all_routers()[0].levels == levels
+    assert again.turnout.budget == 0.4
+
+
+def test_two_routers_share_a_dial(work: Any, rows: Any) -> None:
+    model = routed(work, {"kind": "gate", "site": "ffn"}, {"kind": "gate", "site": "attention"})
+    turnout.calibrate(model, rows, work.collate)
+    first, second = model.turnout.all_routers()
+    assert [share for share, _ in first.levels] == [share for share, _ in second.levels]
+    with model.turnout.at(0.5):
+        assert predict_bulk(model, rows, work.collate).share == pytest.approx(0.5, abs=0.15)
+
+
+def test_routers_without_scores_need_no_table(work: Any, rows: Any) -> None:
+    model = routed(work, {"kind": "random-skip"})
+    assert turnout.calibrate(model, rows, work.collate) == []
+    assert model.config.turnout["levels"] == {"0_random_skip": []}
+
+
+def test_labels_are_not_read(work: Any, rows: Any) -> None:
+    one, other = (routed(work, {"kind": "exit"}) for _ in range(2))
+    assert turnout.calibrate(one, rows, work.collate) == turnout.calibrate(
+        other, rows.remove_columns("labels"), work.collate
+    )
+
+
+def test_what_cannot_be_calibrated(work: Any, rows: Any) -> None:
+    with pytest.raises(UserError, match="needs a routed model"):
+        turnout.calibrate(work.model(), rows, work.collate)
+    model = routed(work, {"kind": "exit"})
+    with pytest.raises(UserError, match="at least one row"):
+        turnout.calibrate(model, rows.select([]), work.collate)
+    with torch.no_grad():
+        next(model.turnout.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match="scores that are not finite"):
+        turnout.calibrate(model, rows, work.collate)
+    assert model.turnout.budget == 1.0

@@ -1,0 +1,264 @@
+"""Saved and loaded: every router, every kind of damage, the checkpoints of a plain Trainer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from hosts_table import BY_NAME
+from safetensors.torch import load_file, save_file
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, TrainingArguments
+
+import turnout
+from turnout import UserError
+from turnout.objectives import ObjectivesConfig
+from turnout.routers import ROUTERS
+from turnout.train.config import TrainConfig
+from turnout.train.saving import load_host, load_weights, note_dial, save
+from turnout.train.trainer import RoutedTrainer
+
+MORE = {
+    "exit": [{"criterion": "learned", "hidden": 4}, {"granularity": "sequence"}],
+    "gate": [{"shape": "mlp", "shared": True, "site": "ffn", "granularity": "token"}],
+    "random-jump": [{"distribution": "learned"}],
+}
+SPECS = [
+    {"kind": kind, **more} for kind in ROUTERS for more in [{}, *MORE.get(kind, [])]
+]  # a new router is in it
+
+
+def routed(spec: dict[str, Any], name: str = "bert") -> PreTrainedModel:
+    model = turnout.install(BY_NAME[name].build(), [spec])
+    for parameter in model.turnout.parameters():
+        torch.nn.init.normal_(parameter)
+    model.turnout.seed = 4
+    return model
+
+
+@torch.no_grad()
+def answers(model: PreTrainedModel, name: str = "bert", budget: float = 0.5) -> torch.Tensor:
+    model.turnout.seed = 4
+    with model.turnout.at(budget):
+        return model(**BY_NAME[name].inputs())["logits"]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: "-".join(str(v) for v in s.values()))
+def test_round_trip(spec: dict[str, Any], tmp_path: Path) -> None:
+    model = routed(spec)
+    for router in model.turnout.all_routers():
+        router.levels = [(0.9, 0.1), (0.2, 0.7)] if router.scored else []
+    model.turnout.budget = 0.25
+    note_dial(model)
+    save(model, tiny.tokenizer(), tmp_path / "model")
+    again = turnout.load(tmp_path / "model")
+    assert again.turnout.budget == 0.25
+    assert not again.training
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert torch.equal(answers(model), answers(again))
+    # and once more, from the loaded one
+    again.save_pretrained(tmp_path / "second")
+    assert torch.equal(answers(turnout.load(tmp_path / "second")), answers(model))
+
+
+def test_dtype_is_passed_on_and_routers_stay_in_float32(tmp_path: Path) -> None:
+    routed({"kind": "gate"}).save_pretrained(tmp_path)
+    model = turnout.load(tmp_path, dtype=torch.bfloat16)
+    dtypes = {p.dtype for n, p in model.named_parameters() if not n.startswith("turnout.")}
+    assert dtypes == {torch.bfloat16}
+    assert {p.dtype for p in model.turnout.parameters()} == {torch.float32}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    routed({"kind": "exit"}).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit_config(folder: Path, **fields: Any) -> None:
+    file = folder / "config.json"
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps({**found, **fields}))
+
+
+def edit_weights(folder: Path, drop: str = "", add: str = "", resize: str = "") -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    if drop:
+        del tensors[drop]
+    if add:
+        tensors[add] = torch.zeros(2)
+    if resize:
+        tensors[resize] = torch.zeros(3, 5)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def cut(folder: Path, keep: float) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * keep)])
+
+
+HEAD = "turnout.routers.0_exit.heads.1.bias"
+DAMAGE = {
+    "truncated": (lambda f: cut(f, 0.7), "model.safetensors: cannot be read .* cut short"),
+    "truncated header": (lambda f: cut(f, 0.0005), "model.safetensors: cannot be read"),
+    "empty": (lambda f: cut(f, 0), "model.safetensors: cannot be read"),
+    "no weights": (
+        lambda f: (f / "model.safetensors").unlink(),
+        "no .safetensors file here; the checkpoint is incomplete",
+    ),
+    "no config": (lambda f: (f / "config.json").unlink(), "no config.json here"),
+    "bad config": (
+        lambda f: (f / "config.json").write_text("{"),
+        r"config.json:1:2: not valid JSON",
+    ),
+    "unrouted": (lambda f: edit_config(f, turnout=None), "has no 'turnout' entry"),
+    "another version": (
+        lambda f: edit_config(f, turnout={"version": 9, "routers": []}),
+        "turnout version 9; this library reads 1",
+    ),
+    "no router list": (
+        lambda f: edit_config(f, turnout={"version": 1}),
+        "the 'turnout' entry lists no routers",
+    ),
+    "unknown router": (
+        lambda f: edit_config(f, turnout={"version": 1, "routers": [{"kind": "exits"}]}),
+        "unknown router 'exits'.*exit",
+    ),
+    "another router": (
+        lambda f: edit_config(f, turnout={"version": 1, "routers": [{"kind": "gate"}]}),
+        "the tensors do not fit the config; missing .*0_gate.*extra .*0_exit",
+    ),
+    "no class": (lambda f: edit_config(f, architectures=["pipeline"]), "no Transformers model"),
+    "lost router tensor": (lambda f: edit_weights(f, drop=HEAD), "missing .*heads.1.bias"),
+    "lost host tensor": (
+        lambda f: edit_weights(f, drop="bert.encoder.layer.0.output.dense.weight"),
+        "missing .*layer.0.output.dense.weight",
+    ),
+    "extra tensor": (lambda f: edit_weights(f, add="bert.more"), "extra .*bert.more"),
+    "router of another shape": (lambda f: edit_weights(f, resize=HEAD), "size mismatch"),
+    "host of another shape": (
+        lambda f: edit_weights(f, resize="bert.encoder.layer.0.output.dense.weight"),
+        "cannot be loaded",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_told(name: str, saved: Path) -> None:
+    damage, message = DAMAGE[name]
+    damage(saved)
+    with pytest.raises(UserError, match=message) as caught:
+        turnout.load(saved)
+    assert str(saved) in str(caught.value) or name == "unknown router"
+
+
+def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"did not finish. Go on with: turnout train"):
+        turnout.load(tmp_path)
+    with pytest.raises(UserError, match=r"no config.json here"):
+        turnout.load(tmp_path / "nothing")
+
+
+class Rows(Dataset[Any]):
+    """Labelled rows in the form of a host's own inputs."""
+
+    def __init__(self, name: str, labels: int) -> None:
+        inputs = BY_NAME[name].inputs("none")
+        count = len(next(iter(inputs.values())))
+        self.rows = [
+            {**{k: v[i % count] for k, v in inputs.items()}, "labels": torch.tensor(i % labels)}
+            for i in range(8)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.rows[place]
+
+
+class PlainOrder(RoutedTrainer):
+    """Images have no lengths to group by."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+
+def trainer_of(name: str, model: PreTrainedModel, out: Path, **more: Any) -> RoutedTrainer:
+    rows = Rows(name, model.config.num_labels)
+    if name == "llama":
+        for row in rows.rows:
+            row["labels"] = row["input_ids"]
+    plain: dict[str, Any] = dict(
+        max_steps=4, save_strategy="steps", save_steps=2, per_device_train_batch_size=4
+    )
+    return PlainOrder(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(out),
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            **{**plain, **more},
+        ),
+        train_dataset=rows,
+        eval_dataset=rows,
+        train_config=TrainConfig(),
+        weights=ObjectivesConfig(),
+    )
+
+
+@pytest.mark.parametrize("name", ["vit", "llama", "bert"])
+def test_trainer_resumes_to_equal_weights(name: str, tmp_path: Path) -> None:
+    """Hosts whose saved keys differ from their own (ViT) and those with a cache (Llama)."""
+    spec = {"kind": "gate", "granularity": "token", "site": "ffn"}
+    whole, again = routed(spec, name), routed(spec, name)
+    trainer_of(name, whole, tmp_path / "run").train()
+    trainer_of(name, again, tmp_path / "run").train(
+        resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2")
+    )
+    ours, theirs = whole.state_dict(), again.state_dict()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.mark.parametrize("name", ["vit", "bert"])
+def test_load_best_model_at_end(name: str, tmp_path: Path) -> None:
+    model = routed({"kind": "gate"}, name)
+    trainer = trainer_of(
+        name,
+        model,
+        tmp_path / "run",
+        max_steps=3,
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_score",
+        greater_is_better=True,
+    )
+    scores = iter([0.5, 0.9, 0.1])
+    trainer.task_score = lambda: next(scores)
+    trainer.train()
+    best = tmp_path / "run" / "checkpoint-2"
+    assert trainer.state.best_model_checkpoint == str(best)
+    kept = turnout.load(best).state_dict()
+    assert all(torch.equal(kept[key], value) for key, value in model.state_dict().items())
+    assert not torch.equal(
+        kept["classifier.weight"], turnout.load(best.with_name("checkpoint-3")).classifier.weight
+    )
+
+
+def test_weights_of_another_model_are_refused(saved: Path) -> None:
+    plain = BY_NAME["bert"].build()
+    load_weights(plain, saved)
+    assert torch.equal(plain.classifier.weight, load_host(saved).classifier.weight)
+    with pytest.raises(UserError, match=r"tensors do not fit.*missing .*0_gate"):
+        load_weights(routed({"kind": "gate"}), saved)

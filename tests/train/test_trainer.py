@@ -1,0 +1,191 @@
+"""The trainer: scale of the loss, checkpointing, groups of the optimizer, exact resumption."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, TrainerCallback
+
+import turnout
+from turnout.execute.pool import predict_bulk
+from turnout.objectives import ObjectivesConfig
+from turnout.train import fit as fit_module
+from turnout.train.trainer import LengthGroups, last_checkpoint
+
+ROUTERS = {
+    "none": None,
+    "exit": {"kind": "exit"},
+    "gate": {"kind": "gate", "site": "ffn", "granularity": "token"},
+    "random-jump": {"kind": "random-jump", "p": 0.5, "distribution": "learned"},
+    "random-skip": {"kind": "random-skip", "rate": 0.5},
+}
+
+
+def build(work: Any, kind: str) -> PreTrainedModel:
+    model = work.model()
+    torch.manual_seed(5)
+    return model if ROUTERS[kind] is None else turnout.install(model, [ROUTERS[kind]])
+
+
+def first_log(trainer: Any) -> dict[str, float]:
+    return next(log for log in trainer.state.log_history if "grad_norm" in log)
+
+
+def same(one: PreTrainedModel, other: PreTrainedModel) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.mark.parametrize("kind", ["none", "exit"])
+def test_accumulation_changes_neither_loss_nor_gradient(work: Any, kind: str) -> None:
+    train = work.rows["train"].select(range(8))
+    whole = work.fit(build(work, kind), "whole", train=train, batch_size=8, max_steps=1)
+    parts = build(work, kind)
+    split = work.fit(parts, "split", train=train, batch_size=4, accumulate=2, max_steps=1)
+    for name in ("loss", "grad_norm"):
+        assert first_log(split)[name] == pytest.approx(first_log(whole)[name], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["none", "exit", "gate", "random-skip"])
+def test_activation_checkpointing_gives_the_same_weights(work: Any, kind: str) -> None:
+    plain, saving = build(work, kind), build(work, kind)
+    work.fit(plain, "plain", max_steps=2)
+    work.fit(saving, "saving", max_steps=2, activation_checkpointing=True)
+    ours, theirs = plain.state_dict(), saving.state_dict()
+    assert all(torch.allclose(ours[k], theirs[k], atol=1e-5) for k in ours)
+
+
+class StopAt(TrainerCallback):
+    """Raises at a step, as a kill would end it."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", ROUTERS)
+@pytest.mark.parametrize("stop", [3, 7])  # in the first epoch of 5 steps, and in the second
+def test_resumed_equals_uninterrupted(
+    work: Any, kind: str, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = dict(epochs=2, save_every=1, dropout=0.1, learning_rate=0.01)
+    model = build(work, kind)
+    teacher = predict_bulk(work.model(), work.rows["train"], work.collate).logits
+    whole = deepcopy(model)
+    work.fit(whole, "whole", teacher_logits=teacher, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "ProgressLine", lambda *args, **kwargs: StopAt(stop))
+        with pytest.raises(KeyboardInterrupt):
+            work.fit(deepcopy(model), "stopped", teacher_logits=teacher, **settings)
+    again = deepcopy(model)
+    torch.manual_seed(99)
+    trainer = work.fit(again, "stopped", teacher_logits=teacher, **settings)
+    assert trainer.state.global_step == 10
+    assert same(whole, again)
+
+
+def test_routers_have_their_own_learning_rate(work: Any) -> None:
+    model = build(work, "exit")
+    trainer = work.fit(
+        model, max_steps=1, learning_rate=1e-4, router_learning_rate=1e-2, weight_decay=0.1
+    )
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    seen = set()
+    for group in trainer.optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[parameter]
+            seen.add(name)
+            router = name.startswith("turnout.")
+            assert group["initial_lr"] == (1e-2 if router else 1e-4), name
+            decays = not router and "bias" not in name and "LayerNorm" not in name
+            assert group["weight_decay"] == (0.1 if decays else 0.0), name
+    assert seen == set(names.values())
+
+
+def test_a_frozen_host_trains_only_routers(work: Any) -> None:
+    model = build(work, "exit")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    work.fit(model, freeze="host", max_steps=3)
+    changed = {
+        name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed and all(name.startswith("turnout.") for name in changed)
+
+
+def test_frozen_embeddings_stay(work: Any) -> None:
+    model = build(work, "none")
+    before = model.get_input_embeddings().weight.clone()
+    head = model.classifier.weight.clone()
+    work.fit(model, freeze="embeddings", max_steps=2)
+    assert torch.equal(model.get_input_embeddings().weight, before)
+    assert not torch.equal(model.classifier.weight, head)
+
+
+def test_the_parts_of_the_loss_and_the_share_are_logged(work: Any) -> None:
+    model = build(work, "gate")
+    dense = work.model()
+    trainer = work.fit(
+        model,
+        max_steps=1,
+        teacher=dense,
+        teacher_logits=predict_bulk(dense, work.rows["train"], work.collate).logits,
+        weights=ObjectivesConfig(hidden=1.0, balance=0.5),
+    )
+    log = first_log(trainer)
+    parts = {name for name in log if name.startswith("loss_")}
+    assert parts == {"loss_task", "loss_distill", "loss_budget", "loss_balance", "loss_hidden"}
+    assert 0 < log["share"] <= 1 and log["tokens_per_second"] > 0
+
+
+def test_the_budget_is_annealed(work: Any) -> None:
+    trainer = work.fit(build(work, "gate"), max_steps=1, budget=0.4)
+    trainer.state.max_steps = 100
+    seen = []
+    for step in (0, 25, 50, 100):
+        trainer.state.global_step = step
+        seen.append(trainer.target_budget())
+    assert seen == pytest.approx([1.0, 0.7, 0.4, 0.4])
+
+
+def test_patience_stops_and_brings_the_best_back(work: Any) -> None:
+    model = build(work, "exit")
+    references = work.task.references(work.raw["validation"])
+    trainer = work.fit(
+        model, epochs=40, patience=2, learning_rate=0.02, references=references, evaluate_every=2
+    )
+    scores = [log["eval_score"] for log in trainer.state.log_history if "eval_score" in log]
+    assert trainer.state.global_step < 200
+    assert trainer.state.best_metric == max(scores)
+    assert scores[-2:] != [max(scores)] or len(set(scores[-3:])) == 1
+    with model.turnout.at(0.5):
+        assert trainer.task_score() == pytest.approx(max(scores))
+
+
+def test_groups_are_a_function_of_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        groups = LengthGroups([place % 7 for place in range(40)], 4, seed)
+        groups.set_epoch(epoch)
+        torch.rand(3)  # the state of torch's own generator does not matter
+        return list(groups)
+
+    assert order(0, 0) == order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+    assert sorted(order(0, 0)) == list(range(40))
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(work: Any, tmp_path: Path) -> None:
+    model = build(work, "none")
+    work.fit(model, max_steps=2, save_every=1)
+    cut = tmp_path / "out" / "checkpoint-2"
+    (cut / "trainer_state.json").write_text('{"global_st')
+    assert last_checkpoint(tmp_path / "out") == str(tmp_path / "out" / "checkpoint-1")
+    assert not cut.exists()
+    assert last_checkpoint(tmp_path / "nothing") is None
