@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from measure.tiny_run import tiny_recipe, tiny_run
 
+from measure.tiny_run import tiny_recipe, tiny_run
 from turnout.errors import UserError
 from turnout.measure.config import MeasureConfig
 from turnout.measure.results import Results, load
