@@ -6,7 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ Row = dict[str, Any]
 class Benchmark:
     """One claim: its rows as they are measured, and its verdict at the end.
 
-    Rows are keyed by their identifying fields. They are written as soon as they exist, to
-    NAME.rows.json, and taken from there when the script is started again; the finished result is
-    NAME.json (NAME.quick.json with --quick).
+    Rows are written to NAME.json (NAME.quick.json with --quick) as soon as they exist, and taken
+    from there when the script is started again; until it has finished the verdict is empty.
     """
 
     def __init__(self, name: str, claim: str, seeds: Iterable[int] = (0,)) -> None:
@@ -38,11 +37,10 @@ class Benchmark:
         default = list(seeds)[:1] if options.quick else list(seeds)
         self.seeds: list[int] = options.seeds or default
         stem = f"{name}.quick" if self.quick else name
-        self.path, self._rows_path = RESULTS / f"{stem}.json", RESULTS / f"{stem}.rows.json"
+        self.path = RESULTS / f"{stem}.json"
         RESULTS.mkdir(exist_ok=True)
-        if options.fresh:
-            self._rows_path.unlink(missing_ok=True)
-        self.rows: list[Row] = read_json(self._rows_path) if self._rows_path.is_file() else []
+        known = self.path.is_file() and not options.fresh
+        self.rows: list[Row] = read_json(self.path)["rows"] if known else []
 
     def find(self, **key: Any) -> Row | None:
         """The row with these fields, if it was measured before."""
@@ -51,42 +49,33 @@ class Benchmark:
                 return row
         return None
 
-    def row(self, measure: Callable[[], Row], **key: Any) -> Row:
-        """The row with these fields: from before, or measured now and written at once."""
-        found = self.find(**key)
-        if found is None:
-            found = {**key, **measure()}
-            self.rows.append(found)
-            write_json(self._rows_path, self.rows)
-            print(", ".join(f"{k}={_short(v)}" for k, v in found.items()), flush=True)
-        return found
-
     def add(self, rows: Iterable[Row]) -> None:
-        """Several rows that were measured together."""
+        """Rows that were measured together; written at once."""
         for row in rows:
             self.rows.append(row)
             print(", ".join(f"{k}={_short(v)}" for k, v in row.items()), flush=True)
-        write_json(self._rows_path, self.rows)
+        self._write({}, ())
 
     def finish(self, verdict: dict[str, dict[str, Any]], notes: Iterable[str] = ()) -> None:
         """Write the result and print the verdict."""
-        write_json(
-            self.path,
-            {
-                "claim": self.claim,
-                "command": " ".join(["python", f"benchmarks/{self.name}.py", *sys.argv[1:]]),
-                "commit": _commit(),
-                "machine": machine.describe(),
-                "seeds": self.seeds,
-                "rows": self.rows,
-                "verdict": verdict,
-                "notes": list(notes),
-            },
-        )
+        self._write(verdict, notes)
         for name, entry in verdict.items():
             mark = "met    " if entry["met"] else "not met"
             print(f"{mark} {name}: {_short(entry['value'])} (goal {entry['goal']})")
         print(f"written: {self.path}")
+
+    def _write(self, verdict: dict[str, Any], notes: Iterable[str]) -> None:
+        result = {
+            "claim": self.claim,
+            "command": " ".join(["python", f"benchmarks/{self.name}.py", *sys.argv[1:]]),
+            "commit": _commit(),
+            "machine": machine.describe(),
+            "seeds": sorted({row.get("seed", 0) for row in self.rows}),
+            "rows": self.rows,
+            "verdict": verdict,
+            "notes": list(notes),
+        }
+        write_json(self.path, result)
 
     def folder(self, name: str) -> Path:
         """A data set's folder. Raises UserError that says where to get it."""
@@ -114,12 +103,6 @@ def main(run: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def pairs(first: Iterable[Any], second: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-    """Every combination."""
-    seconds = list(second)
-    return ((a, b) for a in first for b in seconds)
 
 
 def _commit() -> str:

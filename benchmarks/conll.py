@@ -1,0 +1,77 @@
+"""CoNLL-2003 named entities: routed within half a point of dense at 1.3x measured speed.
+
+Goals: dense entity F1 on test at least 0.865; the routed model within 0.5 points of dense at 1.3x
+or better, and above the cut model of the same measured time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common import Benchmark, goal, main
+from datasets_here import conll2003
+from frontier_claim import WORK, arms_of, at_speed, over_seeds
+
+BUDGETS = [0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
+
+
+def recipe(task: dict[str, Any], seed: int, quick: bool) -> Any:
+    """Early exit a sentence: it leaves when the least sure of its words is sure."""
+    return {
+        "task": task,
+        "routers": [{"kind": "exit", "hold_first": 1}],
+        "train": {
+            "epochs": 1.0 if quick else 4.0,
+            "routed_epochs": 1.0 if quick else 3.0,
+            "dropout": 0.0,
+            "freeze": "none" if not quick else "embeddings",
+            "learning_rate": 3e-4,
+            "router_learning_rate": 2e-3,
+            "seed": seed,
+        },
+        "measure": {
+            "budgets": BUDGETS[::2] if quick else BUDGETS,
+            "static": ["first-3"] if quick else ["first-5", "first-4", "first-3", "first-2"],
+            "repeats": 3 if quick else 7,
+            "time_examples": 1024,
+        },
+    }
+
+
+def run() -> None:
+    benchmark = Benchmark("conll", "routed NER within half a point of dense at 1.3x", (0, 1, 2))
+    for seed in benchmark.seeds:
+        task = conll2003(benchmark.folder("conll2003"), WORK, seed, benchmark.quick)
+        arms_of(benchmark, "conll2003", seed, recipe(task, seed, benchmark.quick))
+
+    def dense(rows: list[Any]) -> float:
+        return next(r["f1"] for r in rows if r["family"] == "dense")
+
+    score = over_seeds(benchmark, "conll2003", dense)
+    loss = over_seeds(
+        benchmark,
+        "conll2003",
+        lambda rows: dense(rows) - at_speed(rows, ["routed", "dense"], "f1", 1.3),
+    )
+    gain = over_seeds(
+        benchmark,
+        "conll2003",
+        lambda rows: (
+            at_speed(rows, ["routed", "dense"], "f1", 1.3)
+            - at_speed(rows, ["static", "dense"], "f1", 1.3)
+        ),
+    )
+    benchmark.finish(
+        {
+            "dense entity F1": {**goal(score["mean"], at_least=0.865), "over_seeds": score},
+            "points lost to dense at 1.3x": {
+                **goal(100 * loss["mean"], at_most=0.5),
+                "over_seeds": loss,
+            },
+            "routed minus cut at 1.3x": {**goal(gain["mean"], at_least=0.0), "over_seeds": gain},
+        }
+    )
+
+
+if __name__ == "__main__":
+    main(run)

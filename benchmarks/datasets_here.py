@@ -1,0 +1,84 @@
+"""The public data sets that benchmarks read, written out as the files a recipe names.
+
+Where to get each is in benchmarks/README.md. Nothing of them is kept in the project.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from turnout.files import write_text
+
+AG_LABELS = ("World", "Sports", "Business", "Sci/Tech")
+VALIDATION = 1000
+Pair = tuple[str, str]
+
+
+def ag_news(folder: Path, out: Path, seed: int, quick: bool) -> dict[str, Any]:
+    """Topics: 10,001 descriptions to train on, 7,600 to test (title left out on both sides)."""
+    with (folder / "test.csv").open(encoding="utf-8", newline="") as file:
+        test = [(text, AG_LABELS[int(label) - 1]) for label, _, text in csv.reader(file)]
+    lines = (folder / "train_slice_10k_description_only.tsv").read_text(encoding="utf-8")
+    named = {_plain(name): name for name in AG_LABELS}
+    rows = [line.rsplit("\t", 1) for line in lines.splitlines() if line]
+    seen = {text for text, _ in test}
+    train = [(text, named[_plain(label)]) for text, label in rows if text not in seen]
+    return _write(train, test, out, seed, quick, max_length=64)
+
+
+def sst2(folder: Path, out: Path, seed: int, quick: bool) -> dict[str, Any]:
+    """Sentiment of sentences: 6,920 to train on, 1,821 to test. Validation is cut from train; the
+    data set's own development split is left alone."""
+
+    def read(name: str) -> list[Pair]:
+        lines = (folder / name).read_text(encoding="utf-8").splitlines()[1:]
+        return [(text, label) for text, label in (line.rsplit("\t", 1) for line in lines)]
+
+    return _write(read("train.tsv"), read("test.tsv"), out, seed, quick, max_length=64)
+
+
+def conll2003(folder: Path, out: Path, seed: int, quick: bool) -> dict[str, Any]:
+    """Named entities, the original files (IOB1); testa is validation, testb is test."""
+    names = {"train": "eng.train", "validation": "eng.testa", "test": "eng.testb"}
+    task: dict[str, Any] = {"kind": "ner", "scheme": "IOB1", "max_length": 128, "seed": seed}
+    task.update({split: str((folder / name).resolve()) for split, name in names.items()})
+    if quick:
+        task["max_train"] = 1500
+    return task
+
+
+def _plain(label: str) -> str:
+    return "".join(c for c in label.lower() if c.isalpha())
+
+
+def _write(
+    train: list[Pair], test: list[Pair], out: Path, seed: int, quick: bool, max_length: int
+) -> dict[str, Any]:
+    """Files with a split by seed, and the task of a recipe that reads them."""
+    train = list(dict.fromkeys(train))
+    order = np.random.default_rng(seed).permutation(len(train))
+    parts = {"validation": [train[i] for i in order[:VALIDATION]], "test": test}
+    parts["train"] = [train[i] for i in order[VALIDATION:]]
+    if quick:
+        parts["train"] = parts["train"][:1500]
+        parts["test"] = test[:: max(1, len(test) // 600)]
+    out.mkdir(parents=True, exist_ok=True)
+    task: dict[str, Any] = {"kind": "classification", "max_length": max_length, "seed": seed}
+    for split, rows in parts.items():
+        path = out / f"{split}.jsonl"
+        write_text(path, _jsonl(rows))
+        task[split] = str(path.resolve())
+    return task
+
+
+def _jsonl(rows: Iterable[Pair]) -> str:
+    return "".join(
+        json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n"
+        for text, label in rows
+    )

