@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +266,46 @@ def test_weights_of_another_model_are_refused(saved: Path) -> None:
     assert torch.equal(plain.classifier.weight, load_host(saved).classifier.weight)
     with pytest.raises(UserError, match=r"tensors do not fit.*missing .*0_gate"):
         load_weights(routed({"kind": "gate"}), saved)
+
+
+FULL = """
+import sys, shutil
+from pathlib import Path
+import tiny
+from hosts_table import BY_NAME
+from turnout.errors import UserError
+from turnout.train.saving import save
+disk, model = Path(sys.argv[1]), BY_NAME["bert"].build()
+save(model, tiny.tokenizer(), disk / "model")
+before = {p.name: p.read_bytes() for p in (disk / "model").iterdir()}
+(disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 40_000))
+model.config.id2label[0] = "changed"
+try:
+    save(model, tiny.tokenizer(), disk / "model")
+except UserError as error:
+    print("refused:", error)
+print(sorted(p.name for p in disk.iterdir()))
+print({p.name: p.read_bytes() for p in (disk / "model").iterdir()} == before)
+"""
+
+
+def test_a_full_disk_keeps_the_older_model(tmp_path: Path) -> None:
+    """On a disk of 1 MB, in a name space of its own, where the system allows one."""
+    mount = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -c "$3" "$1"'
+    alone = ["unshare", "-rm", "sh", "-c"]
+    if not shutil.which("unshare") or subprocess.run(
+        [*alone, 'mount -t tmpfs tmpfs "$1"', "sh", str(tmp_path)],
+        check=False, capture_output=True,
+    ).returncode:  # fmt: skip
+        pytest.skip("no right to mount a file system here")
+    done = subprocess.run(
+        [*alone, mount, "sh", str(tmp_path), sys.executable, FULL],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    refused, left, unchanged = done.stdout.strip().splitlines()
+    assert refused == f"refused: cannot write {tmp_path}/model: No space left on device"
+    assert left == "['filler', 'model']"
+    assert unchanged == "True"

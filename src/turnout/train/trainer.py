@@ -203,7 +203,7 @@ class RoutedTrainer(Trainer):
         except (OSError, SafetensorError, RuntimeError) as error:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             shutil.rmtree(folder, ignore_errors=True)
-            raise UserError(f"cannot write {folder}: {error}") from error
+            raise UserError(f"cannot write {folder}: {error}; is the disk full?") from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Restore exactly, through the same reader as turnout.load (key conversions included)."""
