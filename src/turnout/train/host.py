@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from turnout.demo.data import host_path
@@ -90,10 +90,12 @@ def open_tokenizer(name: str, words: bool = False) -> Any:
     try:
         with quiet_loading():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            if words and _needs_space(tokenizer):
+            if words and _spaceless(tokenizer):
                 tokenizer = AutoTokenizer.from_pretrained(
                     source, trust_remote_code=False, add_prefix_space=True
                 )
+                if step := _spaceless(tokenizer):  # classes that do not read that argument
+                    step.add_prefix_space = True
     except (OSError, ValueError, KeyError) as error:
         raise _absent(name, source, error) from None
     if tokenizer.pad_token is None:  # decoders: any token will do, it is masked
@@ -116,13 +118,15 @@ def check_length(config: Any, max_length: int) -> None:
         )
 
 
-def _needs_space(tokenizer: Any) -> bool:
+def _spaceless(tokenizer: Any) -> Any:
+    """The byte-level step of a tokenizer that puts no space before a first word, if any."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or backend.pre_tokenizer is None:
-        return False
-    found = json.loads(backend.to_str())["pre_tokenizer"]
-    parts = found.get("pretokenizers", [found])
-    return any(part["type"] == "ByteLevel" and not part["add_prefix_space"] for part in parts)
+    step = None if backend is None else backend.pre_tokenizer
+    steps = list(step) if isinstance(step, pre_tokenizers.Sequence) else [step]
+    return next(
+        (s for s in steps if isinstance(s, pre_tokenizers.ByteLevel) and not s.add_prefix_space),
+        None,
+    )
 
 
 def _check_report(
