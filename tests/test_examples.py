@@ -1,0 +1,38 @@
+"""Each recipe in examples/ trains, loads and predicts, on a tiny host and tiny data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+
+import turnout
+from turnout.predict import predict
+from turnout.recipe import load
+from turnout.train.pipeline import train
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
+QUICK = ("task.max_length=16", "train.precision=fp32", "train.epochs=1", "train.routed_epochs=1")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs(path: Path, tmp_path: Path) -> None:
+    tiny.save_host(tmp_path / "host", tiny.bert_config(num_hidden_layers=3))
+    ner = "kind: ner" in path.read_text()
+    data = (tiny.save_entities if ner else tiny.save_reviews)(tmp_path)
+    files = [f"task.{name}={file}" for name, file in data.items()]
+    recipe = load(path, [f"model={tmp_path / 'host'}", *files, *QUICK])
+    train(recipe, tmp_path / "run", progress=False)
+    model = turnout.load(tmp_path / "run")
+    assert len(model.turnout.all_routers()) == len(recipe.routers)
+    lines = predict(tmp_path / "run", str(data["test"]), budget=0.5, trace=True)
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == (24 if ner else 20)
+    assert all(row["tags" if ner else "prediction"] for row in rows)
+    assert 0 < sum(row["layers_run"] for row in rows) / len(rows) < 3
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 4
