@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from turnout import UserError, recipe
-from turnout.routers import ROUTERS
+from turnout.measure.config import MeasureConfig
+from turnout.objectives import ObjectivesConfig
+from turnout.routers import ROUTERS, RouterConfig
+from turnout.tasks import ClassificationConfig, NERConfig
+from turnout.train.config import TrainConfig
 
 GOOD = """\
 model: host
@@ -236,3 +241,20 @@ def test_the_schema_holds_every_router_and_field() -> None:
     assert list(routers) == list(ROUTERS)
     assert list(found["properties"]) == list(recipe.Recipe.model_fields)
     assert yaml.safe_load(yaml.safe_dump(found)) == found
+
+
+@pytest.mark.parametrize("name", ["task", "routers", "objectives", "train", "measure"])
+def test_the_page_about_recipes_names_every_field(name: str) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    sections = [part for part in page.split("\n## ") if part.startswith(name)]
+    classes = {
+        "task": (ClassificationConfig, NERConfig),
+        "routers": (RouterConfig,),
+        "objectives": (ObjectivesConfig,),
+        "train": (TrainConfig,),
+        "measure": (MeasureConfig,),
+    }[name]
+    told = {word for line in sections for word in re.findall(r"`(\w+)`", line)}
+    for cls in classes:
+        fields = set(cls.model_fields) - {"kind"}
+        assert fields <= told, f"docs/recipes.md lacks {', '.join(sorted(fields - told))}"
