@@ -22,7 +22,7 @@ def test_sizes_follow_speed_and_time() -> None:
     assert sizes == sorted(sizes)
     assert sizes[0][0] >= 500 and sizes[0][1] >= 200
     assert sizes[-1] == (TRAIN, TEST)
-    assert fitting(2800, 480)[0] > 5000 and fitting(2800, 480)[1] == TEST
+    assert fitting(2800, 480)[0] > 5000 and fitting(2800, 480)[1] > 1500
     assert fitting(2800, 240)[0] < fitting(2800, 480)[0]
 
 
