@@ -81,8 +81,8 @@ def save_entities(folder: Path, rows: int = 24) -> dict[str, Path]:
         blocks = []
         for row in range(rows):
             person, place = NAMES[row % len(NAMES)], PLACES[row % len(PLACES)]
-            words = [(person, "B-PER"), ("met", "O"), ("the", "O"), ("actor", "O")][: 2 + row // 3 % 3]
-            words += [("in", "O"), (place, "B-LOC")]
+            words = [(person, "B-PER"), ("met", "O"), ("the", "O"), ("actor", "O")]
+            words = [*words[: 2 + row // 3 % 3], ("in", "O"), (place, "B-LOC")]
             blocks.append("\n".join(f"{word} {tag}" for word, tag in words))
         paths[name] = folder / f"{name}.conll"
         paths[name].write_text("\n\n".join(blocks) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ import numpy as np
 from turnout.execute.pool import BulkResult, predict_bulk
 from turnout.run import open_run
 from turnout.tasks.base import IGNORED, Task
-from turnout.train.fit import predictions_of
+from turnout.train.fit import listed, predictions_of
 
 
 def predict(
@@ -38,7 +38,7 @@ def predict(
     raw = task.read(source)
     tokenizer = opened.tokenizer()
     rows = task.encode(raw, tokenizer)
-    found = predict_bulk(model, rows, task.collator(tokenizer), batch_tokens)
+    found = predict_bulk(model, listed(rows), task.collator(tokenizer), batch_tokens)
     return _lines(task, raw, rows, found, trace)
 
 

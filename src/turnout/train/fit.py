@@ -118,8 +118,14 @@ def score_of(
     model: PreTrainedModel, task: Task[Any], rows: datasets.Dataset, tokenizer: Any, references: Any
 ) -> float:
     """The task's headline on encoded rows, at the model's current budget."""
-    found = predictions_of(task, rows, predict_bulk(model, rows, task.collator(tokenizer)).logits)
+    result = predict_bulk(model, listed(rows), task.collator(tokenizer))
+    found = predictions_of(task, rows, result.logits)
     return task.score(task.counts(found, references).sum(0))
+
+
+def listed(rows: datasets.Dataset) -> list[dict[str, Any]]:
+    """Encoded rows out of their table, which is slow to be asked row by row."""
+    return [dict(row) for row in rows]  # type: ignore[call-overload]
 
 
 def predictions_of(task: Task[Any], rows: datasets.Dataset, logits: list[np.ndarray]) -> Any:

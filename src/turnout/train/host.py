@@ -122,7 +122,7 @@ def _spaceless(tokenizer: Any) -> Any:
     """The byte-level step of a tokenizer that puts no space before a first word, if any."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     step = None if backend is None else backend.pre_tokenizer
-    steps = list(step) if isinstance(step, pre_tokenizers.Sequence) else [step]
+    steps: Any = step if isinstance(step, pre_tokenizers.Sequence) else [step]
     return next(
         (s for s in steps if isinstance(s, pre_tokenizers.ByteLevel) and not s.add_prefix_space),
         None,

@@ -21,7 +21,7 @@ from turnout.run import Run, check_same, is_run, open_run, start_run
 from turnout.tasks import TASKS
 from turnout.tasks.base import Task
 from turnout.train.calibrate import calibrate
-from turnout.train.fit import fit, freeze, score_of
+from turnout.train.fit import fit, freeze, listed, score_of
 from turnout.train.host import host_labels, open_host
 from turnout.train.saving import load_host, note_dial, save
 
@@ -77,7 +77,9 @@ def teacher_logits(dense: PreTrainedModel, data: Data, weights: ObjectivesConfig
     """The dense host's answers for the training rows, once; None where no objective asks."""
     if not (weights.distill or weights.exits):
         return None
-    return predict_bulk(dense, data.rows["train"], data.task.collator(data.tokenizer)).logits
+    return predict_bulk(
+        dense, listed(data.rows["train"]), data.task.collator(data.tokenizer)
+    ).logits
 
 
 def _host(recipe: Recipe, task: Task[Any], run: Run | None) -> tuple[PreTrainedModel, Any]:
@@ -150,7 +152,7 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     routing.budget = recipe.train.budget
     rows = data.rows["validation"]
     rows = rows.select(range(min(len(rows), CALIBRATION_ROWS)))
-    calibrate(model, rows, data.task.collator(data.tokenizer), recipe.measure.batch_tokens)
+    calibrate(model, listed(rows), data.task.collator(data.tokenizer), recipe.measure.batch_tokens)
     note_dial(model)
     save(model, data.tokenizer, run.routed)
     _tell_score(model, data, start, say)

@@ -55,7 +55,7 @@ def load_host(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     try:
         with quiet_loading():
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            model, report = cls.from_pretrained(
+            model, report = cls.from_pretrained(  # type: ignore[misc]
                 folder,
                 config=config,
                 output_loading_info=True,

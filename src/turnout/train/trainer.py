@@ -152,7 +152,7 @@ class RoutedTrainer(Trainer):
         """AdamW with a learning rate of its own for the routers."""
         if self.optimizer is not None:
             return self.optimizer
-        target = model if model is not None else self.model
+        target: Any = model if model is not None else self.model
         config, decay = self.train_config, set(self.get_decay_parameter_names(target))
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in target.named_parameters():
@@ -183,7 +183,7 @@ class RoutedTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Add the task's own score to the validation loss, at the budget that is trained for."""
-        output = super().evaluation_loop(*args, **kwargs)
+        output: Any = super().evaluation_loop(*args, **kwargs)
         if self.task_score is not None:
             routing = routing_of(self.accelerator.unwrap_model(self.model))
             with routing.at(self.train_config.budget) if routing else nullcontext():
@@ -191,7 +191,7 @@ class RoutedTrainer(Trainer):
         return output
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        rows = self.train_dataset if train_dataset is None else train_dataset
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
         group = self.args.train_batch_size * self.args.gradient_accumulation_steps
         lengths = [len(ids) for ids in rows["input_ids"]]
         return LengthGroups(lengths, group, self.args.data_seed or self.args.seed)
@@ -201,17 +201,19 @@ class RoutedTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             shutil.rmtree(folder, ignore_errors=True)
             raise UserError(f"cannot write {folder}: {error}; is the disk full?") from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Restore exactly, through the same reader as turnout.load (key conversions included)."""
-        load_weights(model or self.model, resume_from_checkpoint)
+        target: Any = model or self.model
+        load_weights(target, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
+        model: Any = self.model
         if self.state.best_model_checkpoint:
-            load_weights(self.model, self.state.best_model_checkpoint)
+            load_weights(model, self.state.best_model_checkpoint)
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
