@@ -38,8 +38,8 @@ PASSES = 2 + 1.1 + 0.55 + 0.4 + 0.5
 # A forward pass takes about a third of the time of a training pass.
 FORWARD = 5.5 * 6 / 3
 MEASURING = 0.4  # of the time
-# Training tokens that take as long as calibration (1,024 texts, 13 thresholds) and two validations.
-CHECKS = 95_000
+# Training tokens that take as long as calibration (512 texts, 11 thresholds) and two validations.
+CHECKS = 50_000
 FIXED = 25.0  # seconds: starting, data, loading and saving, plots
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

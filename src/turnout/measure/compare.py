@@ -10,7 +10,8 @@ import datasets
 import numpy as np
 from tqdm.auto import tqdm
 
-from turnout.execute.pool import BulkResult, Collate, Row
+from turnout.execute.batches import Collate, Row
+from turnout.execute.pool import BulkResult
 from turnout.measure.arms import Entry
 from turnout.measure.flops import dense_flops, depth_of, mean_flops, watch_savings
 from turnout.measure.results import Arm, Quality, Seconds, Speedup
@@ -32,6 +33,7 @@ class Material:
     collate: Collate
     batch_tokens: int
     bootstrap: int
+    timed: int | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -76,11 +78,13 @@ def judge(entry: Entry, material: Material) -> Judged:
 def time_rounds(
     entries: Sequence[Entry], material: Material, repeats: int, bar: Progress
 ) -> dict[str, list[float]]:
-    """Seconds of each arm in each round. Every arm was run by ``judge``, so none is cold."""
+    """Seconds of each arm in each round, over the first ``material.timed`` rows. Every arm was run
+    by ``judge``, so none is cold."""
+    rows = material.rows[: material.timed]
 
     def timed(entry: Entry) -> Callable[[], None]:
         def once() -> None:
-            entry.run(material.rows, material.collate, material.batch_tokens)
+            entry.run(rows, material.collate, material.batch_tokens)
             bar.step(entry.name)
 
         return once

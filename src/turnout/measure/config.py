@@ -18,6 +18,7 @@ class MeasureConfig(BaseModel):
     ``first-N`` or ``last-N`` layers, or ``every-other``. repeats: rounds of timing. dtype: ``auto``
     measures fp32 and bf16 on this machine and takes the faster. batch_tokens: tokens in a batch,
     padding included. bootstrap: draws for the intervals. max_examples: of the test set; None = all.
+    time_examples: how many of those are timed in each round; None = all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,3 +30,4 @@ class MeasureConfig(BaseModel):
     batch_tokens: Count = 4096
     bootstrap: Count = 1000
     max_examples: Count | None = None
+    time_examples: Count | None = None

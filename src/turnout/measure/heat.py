@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from turnout.execute.pool import Collate, Row
+from turnout.execute.batches import Collate, Row
 from turnout.measure.arms import Entry
 from turnout.measure.results import Heatmap
 

@@ -73,6 +73,7 @@ def measure_models(
         task.collator(tokenizer),
         config.batch_tokens,
         config.bootstrap,
+        config.time_examples,
     )
     plain = plain_entries(dense, routed, config.budgets, static)
     entries, done, seconds = _measure(dense, plain, material, config.repeats, progress)
@@ -97,7 +98,7 @@ def measure_models(
             if entry.family in ("routed", "random")
         },
         heatmap=_heatmap(done, material, tokenizer),
-        notes=[*notes, *_notes(routed, examples, chosen, dtype), COUNTED],
+        notes=[*notes, *_notes(routed, examples, chosen, dtype), *_timed(config, chosen), COUNTED],
     )
 
 
@@ -146,6 +147,13 @@ def _sample(examples: datasets.Dataset, most: int | None) -> datasets.Dataset:
         return examples
     drawn = np.random.default_rng(0).permutation(len(examples))[:most]
     return examples.select(np.sort(drawn))
+
+
+def _timed(config: MeasureConfig, chosen: datasets.Dataset) -> list[str]:
+    count = config.time_examples
+    if count is None or count >= len(chosen):
+        return []
+    return [f"Time is that of the first {count:,} of the {len(chosen):,} examples judged."]
 
 
 def _notes(

@@ -26,10 +26,16 @@ def kept(results: Results, arm: Arm) -> float:
 
 
 def headline_arm(results: Results) -> Arm | None:
-    """The fastest routed arm that keeps 99 % of dense quality, else the best in quality."""
+    """The fastest routed arm that keeps 99 % of dense quality; without one, the routed arm that is
+    the most above the plainly cut models of its time, or the best in quality."""
     routed = results.family("routed")
     good = [arm for arm in routed if kept(results, arm) >= KEPT]
-    return good[0] if good else max(routed, key=lambda arm: arm.quality.value, default=None)
+    if good:
+        return good[0]
+    gains = {arm.name: verdict(results, arm).difference for arm in routed}
+    if any(gain is None for gain in gains.values()):
+        return max(routed, key=lambda arm: arm.quality.value, default=None)
+    return max(routed, key=lambda arm: gains[arm.name] or 0.0, default=None)
 
 
 def headline(results: Results) -> Headline:

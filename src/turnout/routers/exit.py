@@ -36,7 +36,7 @@ class ExitConfig(RouterConfig):
     granularity: Literal["sequence", "token"] = "sequence"
     criterion: Literal["confidence", "patience", "learned"] = "confidence"
     pool: Literal["auto", "attend", "mean", "first", "last"] = "auto"
-    hidden: Annotated[int, Field(ge=0)] = 0
+    hidden: Annotated[int, Field(ge=0)] = 128
     cascade: bool = True
 
 

@@ -16,7 +16,7 @@ from turnout.execute.routing import Routing
 from turnout.routers.base import Router
 from turnout.train.saving import note_dial
 
-QUANTILES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+QUANTILES = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97)
 
 
 def calibrate(

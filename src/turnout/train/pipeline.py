@@ -25,7 +25,7 @@ from turnout.train.fit import fit, freeze, listed, score_of
 from turnout.train.host import host_labels, open_host
 from turnout.train.saving import load_host, note_dial, save
 
-CALIBRATION_ROWS = 1024
+CALIBRATION_ROWS = 512
 Say = Callable[[str], None]
 
 
