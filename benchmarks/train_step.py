@@ -61,7 +61,7 @@ class Arm:
             self.trainer = RoutedTrainer(
                 model=model, args=arguments, train_config=TrainConfig(), weights=ObjectivesConfig()
             )
-        self.trainer.current_gradient_accumulation_steps = 1  # set by train(), which is not run here
+        self.trainer.current_gradient_accumulation_steps = 1  # train() would set it
         self.trainer.create_optimizer()
         self.model = model.train()
 

@@ -10,13 +10,13 @@ import torch
 from transformers import PreTrainedModel
 
 import turnout
-from turnout.train.calibrate import QUANTILES
 from turnout import UserError
 from turnout.execute.pool import predict_bulk
+from turnout.train.calibrate import PASSES
 
 SCORED = {
-    "exit": {"kind": "exit"},
-    "exit-learned": {"kind": "exit", "criterion": "learned"},
+    "exit": {"kind": "exit", "hidden": 0},
+    "exit-learned": {"kind": "exit", "criterion": "learned", "hidden": 0},
     "gate-token": {"kind": "gate", "granularity": "token"},
     "gate-ffn": {"kind": "gate", "site": "ffn"},
 }
@@ -41,7 +41,7 @@ def test_the_share_spent_follows_the_budget(name: str, work: Any, rows: Any) -> 
     model = routed(work, SCORED[name])
     table = turnout.calibrate(model, rows, work.collate)
     shares = [share for _, share in table]
-    assert len(table) == len(QUANTILES) and all(0 <= share <= 1 for share in shares)
+    assert len(table) == PASSES and all(0 <= share <= 1 for share in shares)
     assert min(shares) < 0.5 < max(shares)
     spent = []
     for budget in (0.2, 0.35, 0.5, 0.65, 0.8):

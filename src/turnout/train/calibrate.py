@@ -16,7 +16,7 @@ from turnout.execute.routing import Routing
 from turnout.routers.base import Router
 from turnout.train.saving import note_dial
 
-QUANTILES = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97)
+PASSES = 11
 
 
 def calibrate(
@@ -24,14 +24,15 @@ def calibrate(
     rows: Sequence[Row],
     collate: Collate,
     batch_tokens: int = 4096,
-    quantiles: Sequence[float] = QUANTILES,
+    passes: int = PASSES,
 ) -> list[tuple[float, float]]:
     """Fill in the dial of every router that decides by a score, from encoded rows.
 
-    The scores of one open pass give candidate thresholds (their quantiles); one real pass at each
-    gives the share of the routed work that it spends, so the effect of early decisions on later
-    ones is in the table. Returns (quantile, share) pairs. Labels are not read. Raises UserError
-    for an unrouted model, no rows, or scores that are not finite.
+    The scores of one open pass give candidate thresholds (their quantiles); one real pass at a
+    candidate gives the share of the routed work that it spends, so the effect of early decisions
+    on later ones is in the table. Each further pass halves the widest gap in share. Returns
+    (quantile, share) pairs by rising quantile. Labels are not read. Raises UserError for an
+    unrouted model, no rows, or scores that are not finite.
     """
     routing: Any = getattr(model, "turnout", None)
     if not isinstance(routing, Routing):
@@ -45,24 +46,28 @@ def calibrate(
         return []
     before = routing.budget
     scores = _open_scores(model, rows, collate, batch_tokens, scored)
-    tables: list[list[tuple[float, float]]] = [[] for _ in scored]
-    found = []
-    try:
-        for quantile in quantiles:
-            levels = [float(np.quantile(values, quantile)) for values in scores]
-            for router, level in zip(scored, levels, strict=True):
-                router.levels = [(0.5, level)]
-            routing.budget = 0.5
-            share = predict_bulk(model, rows, collate, batch_tokens).share
-            found.append((float(quantile), share))
-            for table, level in zip(tables, levels, strict=True):
-                table.append((share, level))
-    finally:
-        routing.budget = before
-    for router, table in zip(scored, tables, strict=True):
-        router.levels = _falling(table)
+
+    def spend(quantile: float) -> float:
+        for router, values in zip(scored, scores, strict=True):
+            router.levels = [(0.5, float(np.quantile(values, quantile)))]
+        with routing.at(0.5):
+            return predict_bulk(model, rows, collate, batch_tokens).share
+
+    found = {1.0: spend(1.0)}
+    for _ in range(passes - 1):
+        edges = [0.0, *sorted(found)]
+        shares = [1.0, *(found[quantile] for quantile in edges[1:])]
+        gaps = [high - low for high, low in zip(shares, shares[1:], strict=False)]
+        widest = int(np.argmax(gaps))
+        middle = (edges[widest] + edges[widest + 1]) / 2
+        found[middle] = spend(middle)
+    routing.budget = before
+    for router, values in zip(scored, scores, strict=True):
+        router.levels = _falling(
+            [(share, float(np.quantile(values, quantile))) for quantile, share in found.items()]
+        )
     note_dial(model)
-    return found
+    return sorted(found.items())
 
 
 @torch.inference_mode()
