@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ def calibrate(
     for _ in range(passes - 1):
         edges = [0.0, *sorted(found)]
         shares = [1.0, *(found[quantile] for quantile in edges[1:])]
-        gaps = [high - low for high, low in zip(shares, shares[1:], strict=False)]
+        gaps = [high - low for high, low in itertools.pairwise(shares)]
         widest = int(np.argmax(gaps))
         middle = (edges[widest] + edges[widest + 1]) / 2
         found[middle] = spend(middle)
