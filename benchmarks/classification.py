@@ -16,7 +16,7 @@ from frontier_claim import WORK, arms_of, at_speed, over_seeds
 SPEEDS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 BUDGETS = [0.65, 0.55, 0.45, 0.38, 0.32, 0.26, 0.2, 0.15, 0.1]
 EPOCHS = {"ag_news": (2.0, 2.0), "sst2": (3.0, 3.0)}
-READERS = {"ag_news": ag_news, "sst2": sst2}
+READERS = {"sst2": sst2, "ag_news": ag_news}
 
 
 def recipe(task: dict[str, Any], epochs: tuple[float, float], seed: int, quick: bool) -> Any:

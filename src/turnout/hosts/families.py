@@ -25,7 +25,6 @@ _bert = Stack(
         residual="attention.output",
     ),
     ffn=leaves(open="intermediate", residual="output"),
-    post_norm=True,
     embeddings="embeddings",
 )
 _bert_refuses = (
@@ -51,7 +50,6 @@ register_family(
                     norm="sa_layer_norm",
                 ),
                 ffn=leaves(delta="ffn", norm="output_layer_norm"),
-                post_norm=True,
                 embeddings="embeddings",
             ),
         ),
@@ -172,7 +170,6 @@ _bart_encoder = Stack(
         norm="self_attn_layer_norm",
     ),
     ffn=leaves(open="fc1", close="fc2", norm="final_layer_norm"),
-    post_norm=True,
 )
 _bart_decoder = replace(
     _bart_encoder,
@@ -219,7 +216,6 @@ _speech = Stack(
     ),
     ffn=leaves(delta="feed_forward", norm="final_layer_norm"),
     mask_method="_get_feature_vector_attention_mask",
-    post_norm=True,
 )
 register_family(
     Family(

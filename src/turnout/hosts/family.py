@@ -41,8 +41,7 @@ class Stack:
     blocks: path of the ModuleList from the base model. name: prefix of its site keys.
     attention, ffn, cross: the leaves of the three sub-blocks. mask: model argument that holds
     the (B, T) mask. mask_method: method of the base model that turns that mask into one a block
-    can use (speech models shorten the input). post_norm: the norm follows the addition, so a
-    skipped sub-block skips its norm too. tuple_output: a block returns more than the hidden
+    can use (speech models shorten the input). tuple_output: a block returns more than the hidden
     state, so it must be entered even when nothing runs. hideable: skipped tokens can be removed
     from attention (encoders). embeddings: path from the base model of the module whose result
     enters the first block, so that a span that brings its own state need not embed ("" = none).
@@ -55,7 +54,6 @@ class Stack:
     cross: tuple[Leaf, ...] = ()
     mask: str = "attention_mask"
     mask_method: str | None = None
-    post_norm: bool = False
     tuple_output: bool = False
     hideable: bool = True
     embeddings: str = ""

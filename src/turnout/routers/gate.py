@@ -34,7 +34,11 @@ class GateConfig(RouterConfig):
 
 
 class Projection(nn.Module):
-    """A score from a state, in float32. Not an nn.Linear, so adapter tools leave it alone."""
+    """A score from a state. Not an nn.Linear, so adapter tools leave it alone.
+
+    The products run in the host's number format, to cost little beside a fast host; what is
+    decided from them is float32.
+    """
 
     def __init__(self, width: int, hidden: int | None) -> None:
         super().__init__()
@@ -44,10 +48,10 @@ class Projection(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """(..., D) to (...)."""
-        scaled = F.layer_norm(state.float(), state.shape[-1:])
+        scaled = F.layer_norm(state, state.shape[-1:])
         if self.inner is not None:
-            scaled = F.gelu(F.linear(scaled, self.inner.float()))
-        return scaled @ self.weight.float()
+            scaled = F.gelu(F.linear(scaled, self.inner.to(scaled.dtype)))
+        return (scaled @ self.weight.to(scaled.dtype)).float()
 
 
 class GateRouter(Router):

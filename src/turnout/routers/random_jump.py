@@ -82,7 +82,7 @@ class RandomJumpRouter(Router):
         if not flow.training and not self.config.inference and flow.budget >= 1:
             return Route(site, torch.ones(batch, 1, 1, device=device))
         first = (group[0].key, "path")
-        if first not in flow.memory:
+        if site.key == group[0].key or first not in flow.memory:
             flow.memory[first], flow.memory[(group[0].key, "log_prob")] = self._draw(
                 group, batch, device, flow
             )
