@@ -61,3 +61,25 @@ def test_a_budget_is_spent(run: Path) -> None:
     assert ran(None) == ran(open_run(run).recipe.train.budget)
     with pytest.raises(UserError, match="from 0 to 1, got -1"):
         predict(run, source, budget=-1)
+
+
+def test_paths_are_averaged_and_their_spread_told(run: Path) -> None:
+    folder, text = (
+        run.parent,
+        NER.replace("{kind: exit, granularity: token}", "{kind: random-jump}"),
+    )
+    (folder / "random.yaml").write_text(text)
+    jumps = train(load(folder / "random.yaml"), folder / "random", progress=False).path
+    source = str(folder / "validation.conll")
+    one, two = (list(predict(jumps, source, budget=0.7, paths=4)) for _ in range(2))
+    assert one == two
+    rows = [json.loads(line) for line in one]
+    assert all(0 <= row["spread"] <= 0.5 for row in rows) and any(row["spread"] for row in rows)
+
+
+def test_paths_need_a_random_router(run: Path) -> None:
+    source = str(run.parent / "validation.conll")
+    with pytest.raises(UserError, match="take the same path"):
+        predict(run, source, paths=4)
+    with pytest.raises(UserError, match="at least 1"):
+        predict(run, source, paths=0)

@@ -120,13 +120,16 @@ def predict(
     ] = None,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in a batch.")] = 4096,
     trace: Annotated[bool, typer.Option(help="Add how many layers ran for each row.")] = False,
+    paths: Annotated[int, typer.Option(help="Average so many random paths; adds the spread.")] = 1,
 ) -> None:
     """Predict the rows of a file: one JSON object a line."""
     _calm()
     from turnout.files import write_text
     from turnout.predict import predict as lines_of
 
-    lines = lines_of(run, source, budget=budget, batch_tokens=batch_tokens, trace=trace)
+    lines = lines_of(
+        run, source, budget=budget, batch_tokens=batch_tokens, trace=trace, paths=paths
+    )
     if output is not None:
         write_text(output, "".join(f"{line}\n" for line in lines))
         return

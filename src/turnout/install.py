@@ -9,7 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
-from turnout.execute.block import BlockHandle, RoutedBlock, RoutedEmbeddings
+from turnout.execute.block import RoutedBlock, RoutedEmbeddings
+from turnout.execute.handle import BlockHandle
 from turnout.execute.leaves import ROLES
 from turnout.execute.routing import Routing
 from turnout.execute.scope import Scope, Stream
@@ -95,6 +96,7 @@ def _build(
     hidden = any(not config.visible for config in configs)
     for config in configs:
         every = [site_of(view, config.site, hidden) for view in views]
+        _check_layers(config, every)
         sites = tuple(site for site in every if config.covers(site))
         name = f"{len(built)}_{config.kind}".replace("-", "_")
         if not sites:
@@ -109,6 +111,16 @@ def _build(
             taken[site.key] = name
         built[name] = ROUTERS[config.kind](config, sites, host)
     return built
+
+
+def _check_layers(config: RouterConfig, sites: list[Site]) -> None:
+    deepest = max(site.depth for site in sites)
+    wrong = [n for n in config.layers or () if not -deepest <= n < deepest]
+    if wrong:
+        raise UserError(
+            f"router {config.kind!r}: layers names {wrong}; the model has layers 0 to "
+            f"{deepest - 1} (or -{deepest} to -1, from the end)"
+        )
 
 
 def host_shape(model: PreTrainedModel) -> HostShape:

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from turnout.errors import UserError
 from turnout.execute.pool import BulkResult, predict_bulk
 from turnout.run import open_run
 from turnout.tasks.base import IGNORED, Task
@@ -23,12 +24,15 @@ def predict(
     budget: float | None = None,
     batch_tokens: int = 4096,
     trace: bool = False,
+    paths: int = 1,
 ) -> Iterator[str]:
     """JSON lines for the rows of a file, or of standard input ("-", a text a line), in their order.
 
     budget: share of the routed work that may be spent; None = the one that the run was trained
-    for. trace: adds ``layers_run``, how many layers (or parts of layers) ran for the row. Raises
-    UserError: not a run, a budget outside 0..1, and whatever is wrong with the file.
+    for. trace: adds ``layers_run``, how many layers (or parts of layers) ran for the row. paths:
+    averages the probabilities of so many random paths and adds ``spread``, their largest standard
+    deviation. Raises UserError: not a run, a budget outside 0..1, paths below 1 or without a random
+    router, and whatever is wrong with the file.
     """
     opened = open_run(run)
     task, model = opened.task(), opened.load_routed()
@@ -38,23 +42,62 @@ def predict(
     raw = task.read(source)
     tokenizer = opened.tokenizer()
     rows = task.encode(raw, tokenizer)
-    found = predict_bulk(model, listed(rows), task.collator(tokenizer), batch_tokens)
-    return _lines(task, raw, rows, found, trace)
+    collate = task.collator(tokenizer)
+    if paths == 1:
+        found, spread = predict_bulk(model, listed(rows), collate, batch_tokens), None
+    else:
+        _check_paths(paths, routing)
+        found, spread = _averaged(model, listed(rows), collate, batch_tokens, paths)
+    return _lines(task, raw, rows, found, spread, trace)
+
+
+def _check_paths(paths: int, routing: Any) -> None:
+    if paths < 1:
+        raise UserError(f"paths must be at least 1, got {paths}")
+    kinds = [router.config.kind for router in routing.all_routers()]
+    if not any(kind.startswith("random") for kind in kinds):
+        raise UserError(
+            f"paths {paths}: this run's routers ({', '.join(kinds)}) take the same path each time; "
+            "averaging needs random-jump or random-skip"
+        )
+
+
+def _averaged(
+    model: Any, rows: list[dict[str, Any]], collate: Any, batch_tokens: int, paths: int
+) -> tuple[BulkResult, list[float]]:
+    """Log of the mean probabilities of the paths with seeds 0, 1, ..., and their spread by row."""
+    runs = []
+    for seed in range(paths):
+        model.turnout.seed = seed
+        runs.append(predict_bulk(model, rows, collate, batch_tokens))
+    each = [np.stack([_softmax(run.logits[i]) for run in runs]) for i in range(len(rows))]
+    logits = [np.log(found.mean(0).clip(1e-12)) for found in each]
+    units = np.mean([run.units for run in runs], axis=0)
+    result = BulkResult(logits, units, runs[0].use, float(np.mean([run.share for run in runs])))
+    return result, [float(found.std(0).max()) for found in each]
 
 
 def _lines(
-    task: Task[Any], raw: datasets.Dataset, rows: datasets.Dataset, found: BulkResult, trace: bool
+    task: Task[Any],
+    raw: datasets.Dataset,
+    rows: datasets.Dataset,
+    found: BulkResult,
+    spread: list[float] | None,
+    trace: bool,
 ) -> Iterator[str]:
     predictions = predictions_of(task, rows, found.logits)
     labels = rows["labels"] if "labels" in rows.column_names else [None] * len(rows)
-    for record, prediction, logits, marks, units in zip(
-        raw, predictions, found.logits, labels, found.units, strict=True
+    spreads = [None] * len(rows) if spread is None else spread
+    for record, prediction, logits, marks, units, apart in zip(
+        raw, predictions, found.logits, labels, found.units, spreads, strict=True
     ):
         if logits.ndim == 2:  # of all sub-tokens; those of words count
             logits = logits[np.asarray(marks) != IGNORED]
         out = task.describe(record, prediction, _softmax(logits))  # type: ignore[arg-type]
         if trace:
             out["layers_run"] = round(float(units), 3)
+        if apart is not None:
+            out["spread"] = round(apart, 4)
         yield json.dumps(out, ensure_ascii=False)
 
 

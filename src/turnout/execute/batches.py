@@ -61,8 +61,9 @@ class Batches:
         """Fill in the logits of the window."""
         self.routing: Any = getattr(self.model, "turnout", None)
         for group in groups_by_length(self.lengths, self.batch_tokens):
-            outputs = self.model(**self.batch(group))
-            self.answer(group, outputs["logits"])
+            inputs = self.batch(group)
+            outputs = self.model(**inputs)
+            self.answer(group, outputs["logits"], inputs.get("attention_mask"))
             if self.routing is not None:
                 self._count(group, self.routing.last_flow())
 
@@ -72,10 +73,13 @@ class Batches:
         batch.pop("labels", None)
         return {name: value.to(self.device) for name, value in batch.items()}
 
-    def answer(self, group: np.ndarray, logits: Tensor) -> None:
-        """Store the logits of a group, without padding."""
-        for i, row in zip(group, logits.float().cpu().numpy(), strict=True):
-            self.logits[self.places[i]] = row[: self.lengths[i]] if row.ndim == 2 else row
+    def answer(self, group: np.ndarray, logits: Tensor, mask_BT: Tensor | None = None) -> None:
+        """Store the logits of a group without padding, which is on the right without a mask."""
+        masks = None if mask_BT is None else mask_BT.bool().cpu().numpy()
+        for place, (i, row) in enumerate(zip(group, logits.float().cpu().numpy(), strict=True)):
+            if row.ndim == 2:
+                row = row[: self.lengths[i]] if masks is None else row[masks[place]]
+            self.logits[self.places[i]] = row
 
     def _count(self, group: np.ndarray, flow: Flow) -> None:
         units = np.full(len(group), float(len(self.routing.block_costs)))

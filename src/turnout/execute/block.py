@@ -7,41 +7,20 @@ isinstance checks, output recording and activation checkpointing stay those of t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from turnout.execute.handle import BlockHandle
 from turnout.execute.narrow import Narrowed, is_weighted
 from turnout.execute.rows import modulate
-from turnout.execute.scope import Scope, Stream
 from turnout.execute.span import Span, SpanStop
 from turnout.flow import Flow
-from turnout.route import Site
 
 if TYPE_CHECKING:
-    from turnout.execute.routing import Routing
-
-
-@dataclass(eq=False)
-class BlockHandle:
-    """What a routed block knows: its sites, its sub-blocks' scopes, and the routing of the model.
-
-    must_enter: the block returns more than the hidden state, so it runs even with no rows.
-    hide: skipped tokens are removed from attention.
-    """
-
-    routing: Routing
-    stack: str
-    layer: int
-    depth: int
-    sites: dict[str, Site]
-    must_enter: bool
-    hide: bool
-    stream: Stream = field(default_factory=Stream)
-    scopes: dict[str, Scope] = field(default_factory=dict)
+    pass
 
 
 class RoutedBlock(nn.Module):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from turnout.execute.handle import BlockHandle
 from turnout.execute.reference import pick_sequences
 from turnout.execute.scope import is_reference
 from turnout.route import Route
-
-if TYPE_CHECKING:
-    from turnout.execute.block import BlockHandle
 
 
 def is_weighted(route: Route) -> bool:

@@ -96,7 +96,7 @@ class Wavefront(Batches):
                 store = hidden_BTD.new_empty(rows, hidden_BTD.shape[-1])
                 self.keys = torch.zeros(len(self.lengths), dtype=torch.long, device=self.device)
                 self.store = store
-            self._write(group, hidden_BTD)
+            self._write(group, hidden_BTD, inputs.get("attention_mask"))
             flow = self.routing.last_flow()
             at = torch.from_numpy(group).to(self.device)
             self.keys[at] = flow.keys_B(len(group), self.device) - flow.seed
@@ -113,12 +113,16 @@ class Wavefront(Batches):
         index_BT, _ = self._index(group)
         return self.store.index_select(0, index_BT.reshape(-1)).view(*index_BT.shape, -1)
 
-    def _write(self, group: np.ndarray, hidden_BTD: Tensor) -> None:
+    def _write(
+        self, group: np.ndarray, hidden_BTD: Tensor, source_BT: Tensor | None = None
+    ) -> None:
+        """Put a group's states back; source_BT: where its real tokens are (None: on the left)."""
         index_BT, mask_BT = self._index(group)
         if bool(mask_BT.all()):
             self.store.index_copy_(0, index_BT.reshape(-1), hidden_BTD.flatten(0, 1))
         else:
-            self.store.index_copy_(0, index_BT[mask_BT], hidden_BTD[mask_BT])
+            source_BT = mask_BT if source_BT is None else source_BT.bool()
+            self.store.index_copy_(0, index_BT[mask_BT], hidden_BTD[source_BT])
 
     def _inputs(self, group: np.ndarray) -> dict[str, Tensor]:
         """Stand-in inputs for a span that brings its own state: only their mask is read."""

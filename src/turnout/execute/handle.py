@@ -1,0 +1,31 @@
+"""What a routed block is told when it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from turnout.execute.scope import Scope, Stream
+from turnout.route import Site
+
+if TYPE_CHECKING:
+    from turnout.execute.routing import Routing
+
+
+@dataclass(eq=False)
+class BlockHandle:
+    """What a routed block knows: its sites, its sub-blocks' scopes, and the routing of the model.
+
+    must_enter: the block returns more than the hidden state, so it runs even with no rows.
+    hide: skipped tokens are removed from attention.
+    """
+
+    routing: Routing
+    stack: str
+    layer: int
+    depth: int
+    sites: dict[str, Site]
+    must_enter: bool
+    hide: bool
+    stream: Stream = field(default_factory=Stream)
+    scopes: dict[str, Scope] = field(default_factory=dict)
