@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 import turnout
 from turnout.route import Trace
+from turnout.routers.exit_head import QUERIES, ExitHead
 
 HOST = BY_NAME["bert"]
 
@@ -112,14 +113,19 @@ def test_a_sequence_of_labels_leaves_when_all_its_tokens_are_sure() -> None:
     assert ran(trace) == [1.0, 0.0, 0.0] and (logits.argmax(-1) == 1).all()
 
 
-@pytest.mark.parametrize("pool", ["first", "mean", "last"])
+@pytest.mark.parametrize("pool", ["first", "mean", "last", "attend"])
 def test_pools_read_real_tokens(pool: str) -> None:
-    model = routed(pool=pool).train()
-    (router,) = model.turnout.all_routers()
+    head = ExitHead(1, 0, 2, pool, cascade=False)  # type: ignore[arg-type]
     state = torch.arange(8.0).view(2, 4, 1)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
+    found = head._pooled(state, mask)
+    spoilt = state.masked_fill(~mask[:, :, None], 99.0)
+    assert torch.equal(found, head._pooled(spoilt, mask)), "padding was read"
+    if pool == "attend":  # a few weighted means, and the plain mean last
+        assert found.shape == (2, QUERIES + 1) and found[:, -1].tolist() == [1.5, 4.5]
+        return
     wanted = {"first": [0, 4], "mean": [1.5, 4.5], "last": [3, 5]}[pool]
-    assert router._pool(state, mask).flatten().tolist() == wanted
+    assert found.flatten().tolist() == wanted
 
 
 def test_training_runs_every_layer_and_gives_every_head() -> None:

@@ -73,7 +73,9 @@ def predict_bulk(
     for start in range(0, len(rows), window):
         places = np.arange(start, min(len(rows), start + window))
         work(model, rows, lengths, places, collate, batch_tokens, meter, logits).run()
-    use = {key: total / max(1, len(rows)) for key, total in meter.sites.items()}
+    routing: Any = getattr(model, "turnout", None)
+    sites = () if routing is None else routing.sites
+    use = {site.key: meter.sites.get(site.key, 0.0) / max(1, len(rows)) for site in sites}
     return BulkResult(logits, meter.units, use, _share(model, meter, lengths))  # type: ignore[arg-type]
 
 
