@@ -86,3 +86,11 @@ def test_atomic_dir_will_not_replace_a_file(tmp_path):
     (tmp_path / "run").write_text("x")
     with pytest.raises(UserError, match="is a file"), atomic_dir(tmp_path / "run"):
         pass
+
+
+def test_a_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
+    made = files.make_folder(tmp_path / "a" / "b")
+    assert made.is_dir() and files.make_folder(made) == made
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make the folder"):
+        files.make_folder(tmp_path / "file" / "below")

@@ -79,6 +79,16 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temp, ignore_errors=True)
 
 
+def make_folder(path: str | Path) -> Path:
+    """Make a folder and those above it, unless they are there; UserError where it can't be."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}") from error
+    return path
+
+
 def require_file(path: str | Path) -> Path:
     """`path` as a Path to an existing file; else UserError that offers the nearest names there."""
     path = Path(path)

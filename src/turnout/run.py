@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from turnout._version import __version__
 from turnout.errors import UserError
-from turnout.files import read_json, write_json, write_text
+from turnout.files import make_folder, read_json, write_json, write_text
 from turnout.recipe import Recipe
 from turnout.tasks import TASKS
 from turnout.tasks.base import Task
@@ -122,10 +122,7 @@ def start_run(path: str | Path, recipe: Recipe, labels: list[str]) -> Run:
         check_same(open_run(path), recipe)
     elif path.is_dir() and any(path.iterdir()):
         raise UserError(f"{path} is not empty and not a run folder; choose another --out")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error.strerror}") from None
+    make_folder(path)
     fields = {"format": FORMAT, "turnout": __version__, "labels": labels}
     write_text(path / "recipe.yaml", recipe.text(f"turnout: {__version__}"))
     write_json(path / "run.json", {**fields, "recipe": recipe.model_dump(mode="json")})

@@ -18,7 +18,7 @@ from pathlib import Path
 from turnout.demo.download import download
 from turnout.demo.split import SIDES, groups, normalised, sides
 from turnout.errors import UserError
-from turnout.files import atomic_dir, read_json, write_json, write_text
+from turnout.files import atomic_dir, make_folder, read_json, write_json, write_text
 
 PROJECT, ARCHIVE = "vadersentiment", "vaderSentiment-2.5.tar.gz"
 ARCHIVE_SHA256 = "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84"
@@ -50,7 +50,7 @@ def fetch(cache_dir: str | Path, sha256: str = ARCHIVE_SHA256) -> Path:
     folder, about = cache / "sentiment", {"archive_sha256": sha256, "rules": RULES}
     if (folder / "about.json").is_file() and read_json(folder / "about.json") == about:
         return folder
-    archive = cache / ARCHIVE
+    archive = make_folder(cache) / ARCHIVE
     data = archive.read_bytes() if archive.is_file() else download(PROJECT, ARCHIVE, archive)
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
