@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from turnout.errors import UserError
-from turnout.files import atomic_dir, read_json, require_file, write_json, write_text
+from turnout.files import atomic_dir, make_folder, read_json, require_file, write_json, write_text
 
 
 def test_json_round_trip_and_no_leftovers(tmp_path):
@@ -89,8 +90,8 @@ def test_atomic_dir_will_not_replace_a_file(tmp_path):
 
 
 def test_a_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
-    made = files.make_folder(tmp_path / "a" / "b")
-    assert made.is_dir() and files.make_folder(made) == made
+    made = make_folder(tmp_path / "a" / "b")
+    assert made.is_dir() and make_folder(made) == made
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot make the folder"):
-        files.make_folder(tmp_path / "file" / "below")
+        make_folder(tmp_path / "file" / "below")
