@@ -52,12 +52,12 @@ def pip_setting(name: str) -> str | None:
     value = os.environ.get(f"PIP_{name.upper().replace('-', '_')}")
     if value:
         return value
-    for section in ("download", "global"):
-        command = [sys.executable, "-m", "pip", "config", "get", f"{section}.{name}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0 and done.stdout.strip():
-            return done.stdout.strip()
-    return None
+    # `pip config get` of older releases does not see the file that PIP_CONFIG_FILE names
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    pairs = (line.split("=", 1) for line in listed.splitlines() if "=" in line)
+    found = {key: text.strip().strip("'\"") for key, text in pairs}
+    return found.get(f"download.{name}") or found.get(f"global.{name}") or None
 
 
 def _get(address: str, context: ssl.SSLContext) -> bytes:
