@@ -78,12 +78,9 @@ class Wavefront(Batches):
         )
 
     def _groups(self, ordered: np.ndarray) -> Iterator[np.ndarray]:
-        """Groups of an order that is longest first already."""
-        at = 0
-        while at < len(ordered):
-            size = max(1, self.batch_tokens // max(1, int(self.lengths[ordered[at]])))
-            yield ordered[at : at + size]
-            at += size
+        """Groups of an order that is longest first already, and so is kept."""
+        for places in groups_by_length(self.lengths[ordered], self.batch_tokens):
+            yield ordered[places]
 
     def _embed(self) -> None:
         """The states that enter the first block, and what random routers key on."""
