@@ -67,7 +67,7 @@ def test_pooled_equals_batched_equals_alone(router: str, name: str, budget: floa
     model.turnout.seed, model.turnout.budget = 1, budget
     assert poolable(model)
     rows = texts(37)
-    pooled = predict_bulk(model, rows, collate, 64, window=20)
+    pooled = predict_bulk(model, rows, collate, 64, window=3)
     batched = predict_bulk(model, rows, collate, 64, pooled=False)
     alone = predict_bulk(model, rows, collate, 1, pooled=False)
     for other in (batched, alone):

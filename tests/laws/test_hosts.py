@@ -95,7 +95,7 @@ def test_deepcopy_is_an_independent_routed_model(host: Host) -> None:
     assert torch.equal(before, logits_of(model, host.inputs()))
     turnout.uninstall(copy)
     assert torch.equal(before, logits_of(model, host.inputs()))
-    assert not hasattr(copy, "turnout") and model.turnout.last_flow().trace
+    assert not hasattr(copy, "turnout") and model.turnout.current_flow().trace
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "token"])

@@ -226,7 +226,7 @@ def test_gradient_reaches_every_parameter(spec: Spec) -> None:
     given = [route.weight_BTU for route in trace.values()]
     given += [route.score_BTU for route in trace.values() if route.score_BTU is not None]
     given += [route.log_prob_BT for route in trace.values() if route.log_prob_BT is not None]
-    given += list(model.turnout.last_flow().memory.values())
+    given += list(model.turnout.current_flow().memory.values())
     parts = [value.float().square().sum() for value in given if value.requires_grad]
     own = dict(model.turnout.named_parameters())
     assert bool(parts) == bool(own)

@@ -36,7 +36,7 @@ def test_shows_the_routes(site: str, granularity: str) -> None:
     assert found.text == "the film good" and found.arm == "routed-50"
     assert found.layers == ["encoder 1", "encoder 2", "encoder 3"] and len(found.ran) == LAYERS
     assert found.ran[1] == [1.0] * 5  # no router there
-    trace = model.turnout.last_flow().trace
+    trace = model.turnout.current_flow().trace
     for layer in (0, 2):
         route = trace[f"encoder.{layer}.{site}"]
         part = model.turnout.part_of_block(route.site)

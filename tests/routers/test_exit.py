@@ -87,7 +87,7 @@ def test_the_cascade_adds_the_earlier_answer() -> None:
         router.heads[1].carry.fill_(2.0)
     model.train()
     model(**HOST.inputs())
-    first, second, _ = router.head_logits(model.turnout.last_flow())
+    first, second, _ = router.head_logits(model.turnout.current_flow())
     with torch.no_grad():
         router.heads[1].carry.zero_()
     torch.manual_seed(0)
@@ -134,4 +134,6 @@ def test_training_runs_every_layer_and_gives_every_head() -> None:
         model(**HOST.inputs())
     assert ran(trace) == [1.0] * LAYERS
     (router,) = model.turnout.all_routers()
-    assert [tuple(x.shape) for x in router.head_logits(model.turnout.last_flow())] == [(3, 3)] * 3
+    assert [tuple(x.shape) for x in router.head_logits(model.turnout.current_flow())] == [
+        (3, 3)
+    ] * 3

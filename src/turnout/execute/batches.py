@@ -65,7 +65,7 @@ class Batches:
             outputs = self.model(**inputs)
             self.answer(group, outputs["logits"], inputs.get("attention_mask"))
             if self.routing is not None:
-                self._count(group, self.routing.last_flow())
+                self._count(group, self.routing.current_flow())
 
     def batch(self, group: np.ndarray) -> dict[str, Tensor]:
         """The collated inputs of a group, without labels."""

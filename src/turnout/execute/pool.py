@@ -56,13 +56,14 @@ def predict_bulk(
     rows: Sequence[Row],
     collate: Collate,
     batch_tokens: int = 4096,
-    window: int = 4096,
+    window: int = 64,
     pooled: bool | None = None,
 ) -> BulkResult:
     """Logits for many encoded rows (``input_ids``, ``attention_mask``, ...).
 
-    batch_tokens: tokens, padding included, in one group. window: inputs held at once. pooled:
-    None = where it can be done. An unrouted model runs batch by batch in the same groups.
+    batch_tokens: tokens, padding included, in one group. window: groups whose states are held at
+    once in pooled work. pooled: None = where it can be done. An unrouted model runs batch by
+    batch in the same groups.
     """
     model.eval()
     do_pool = poolable(model) if pooled is None else pooled and poolable(model)
@@ -70,13 +71,18 @@ def predict_bulk(
     logits: list[np.ndarray | None] = [None] * len(rows)
     lengths = np.array([len(row["input_ids"]) for row in rows], dtype=np.int64)
     work = Wavefront if do_pool else Batches
-    for start in range(0, len(rows), window):
-        places = np.arange(start, min(len(rows), start + window))
+    for places in _windows(lengths, window * batch_tokens):
         work(model, rows, lengths, places, collate, batch_tokens, meter, logits).run()
     routing: Any = getattr(model, "turnout", None)
     sites = () if routing is None else routing.sites
     use = {site.key: meter.sites.get(site.key, 0.0) / max(1, len(rows)) for site in sites}
     return BulkResult(logits, meter.units, use, _share(model, meter, lengths))  # type: ignore[arg-type]
+
+
+def _windows(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+    """The places 0 .. N - 1 in runs of about this many tokens."""
+    number = np.cumsum(lengths) // tokens
+    return np.split(np.arange(len(lengths)), np.flatnonzero(np.diff(number)) + 1)
 
 
 def _share(model: PreTrainedModel, meter: Meter, lengths: np.ndarray) -> float:

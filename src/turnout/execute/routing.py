@@ -100,17 +100,13 @@ class Routing(nn.Module):
         return self._by_site[site.key].decide(site, hidden_BTD, flow)
 
     def current_flow(self) -> Flow:
-        """The pass under way, or the last one while its backward pass re-runs a block."""
+        """The pass under way, or the last one: its trace and what the routers remembered."""
         if self._flow is None:
             raise UserError(
                 "a routed block ran outside of its model: call the model that turnout.install "
                 "was given, not one of its parts"
             )
         return self._flow
-
-    def last_flow(self) -> Flow:
-        """The last forward pass: its trace and what the routers remembered."""
-        return self.current_flow()
 
     def new_flow(self, model: nn.Module, inputs: dict[str, Any]) -> Flow:
         """The flow of a new pass with these model inputs."""

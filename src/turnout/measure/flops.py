@@ -47,7 +47,7 @@ def watch_savings(model: PreTrainedModel) -> Iterator[Saved]:
     routing: Any = None if poolable(model) else getattr(model, "turnout", None)
 
     def after(*_: Any) -> None:
-        trace = routing.last_flow().trace
+        trace = routing.current_flow().trace
         dense = sum(
             float(dense_flops_B(route.site, trace.valid_BT(route.site.stack)).double().sum())
             for route in trace.values()

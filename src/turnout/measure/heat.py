@@ -32,7 +32,7 @@ def heatmap(entry: Entry, row: Row, collate: Collate, tokenizer: Any) -> Heatmap
     batch.pop("labels", None)
     with routing.at(entry.budget):
         entry.model(**{name: value.to(entry.model.device) for name, value in batch.items()})
-    trace = routing.last_flow().trace
+    trace = routing.current_flow().trace
     ids = list(row["input_ids"])
     stack = routing.sites[0].stack
     depth = routing.sites[0].depth

@@ -88,7 +88,7 @@ def _open_scores(
             batch = collate([dict(rows[i]) for i in group])
             batch.pop("labels", None)
             model(**{name: value.to(model.device) for name, value in batch.items()})
-            trace = routing.last_flow().trace
+            trace = routing.current_flow().trace
             for part, router in zip(parts, scored, strict=True):
                 for site in router.sites:
                     score_BTU = trace[site.key].score_BTU

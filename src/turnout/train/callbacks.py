@@ -64,7 +64,7 @@ class CollapseCallback(TrainerCallback):
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        for key, route in model.turnout.last_flow().trace.items():
+        for key, route in model.turnout.current_flow().trace.items():
             if route.score_BTU is None:
                 continue
             score = route.score_BTU.detach().float()

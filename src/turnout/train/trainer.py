@@ -115,7 +115,7 @@ class RoutedTrainer(Trainer):
         routing = routing_of(self.accelerator.unwrap_model(model))
         if routing is None:
             return parts
-        flow = routing.last_flow()
+        flow = routing.current_flow()
         if any(route.weight_BTU.requires_grad for route in flow.trace.values()):
             share = trace_share(flow.trace)
             parts["budget"] = objectives.budget(share, self.target_budget())
