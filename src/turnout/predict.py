@@ -14,7 +14,7 @@ from turnout.errors import UserError
 from turnout.execute.pool import BulkResult, predict_bulk
 from turnout.run import open_run
 from turnout.tasks.base import IGNORED, Task
-from turnout.train.fit import listed, predictions_of
+from turnout.train.data import listed, predictions_of
 
 
 def predict(

@@ -12,6 +12,7 @@ from transformers import BertForSequenceClassification, PreTrainedModel
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks import ClassificationConfig, ClassificationTask
 from turnout.train.config import TrainConfig
+from turnout.train.data import Data
 from turnout.train.fit import fit
 from turnout.train.trainer import RoutedTrainer
 
@@ -39,17 +40,18 @@ class Work:
         """Train with the settings of a TrainConfig; ``weights`` and those of fit go their way."""
         own = {name: settings.pop(name) for name in [*settings] if name in FIT}
         plain: dict[str, Any] = dict(batch_size=8, precision="fp32", dropout=0.0, epochs=1)
+        weights = own.pop("weights", ObjectivesConfig())
+        told = {"say": own.pop("say")} if "say" in own else {}
+        rows = {"train": self.rows["train"], "validation": self.rows["validation"], **own}
+        data = Data(self.task, self.tokenizer, **rows)
         return fit(
             model,
-            self.task,
-            own.pop("train", self.rows["train"]),
-            self.rows["validation"],
-            self.tokenizer,
+            data,
             TrainConfig(**{**plain, **settings}),
-            own.pop("weights", ObjectivesConfig()),
+            weights,
             self.folder / out,
             progress=False,
-            **own,
+            **told,
         )
 
 

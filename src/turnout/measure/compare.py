@@ -18,7 +18,7 @@ from turnout.measure.results import Arm, Quality, Seconds, Speedup
 from turnout.measure.stats import bootstrap_interval, median_interval, ratio_interval
 from turnout.measure.timing import interleaved, peak_memory
 from turnout.tasks.base import Task
-from turnout.train.fit import predictions_of
+from turnout.train.data import predictions_of
 
 
 @dataclass(frozen=True, eq=False)

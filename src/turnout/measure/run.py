@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import datasets
 from transformers import PreTrainedModel
 
-from turnout.execute.pool import predict_bulk
 from turnout.files import write_text
 from turnout.hosts.cut import static_layers
 from turnout.measure.config import MeasureConfig
@@ -18,8 +17,10 @@ from turnout.measure.flops import depth_of
 from turnout.measure.models import measure_models
 from turnout.measure.report import html
 from turnout.measure.results import Results
-from turnout.measure.static import static_model
+from turnout.measure.static import train_static
 from turnout.tasks.base import Task
+from turnout.train.data import encode
+from turnout.train.saving import load_host
 
 NO_TEST = (
     "The recipe names no test file: these are validation examples, which also calibrated the "
@@ -98,37 +99,25 @@ def static_models(
 ) -> dict[str, PreTrainedModel]:
     """The cut models that a run is compared with: loaded, or trained where they are missing."""
     names = list(dict.fromkeys(config.static))
-    train = validation = splits["train"].select([])
-    taught = None
-    weights = run.recipe.objectives
     if missing := [name for name in names if not (run.static(name) / "config.json").is_file()]:
         say(f"training {len(missing)} cut model(s) to compare with: {', '.join(missing)}")
-        train = task.encode(splits["train"], tokenizer)
-        validation = task.encode(splits["validation"], tokenizer)
-        if weights.distill:
-            rows = [dict(row) for row in train]
-            taught = predict_bulk(dense, rows, task.collator(tokenizer)).logits
-    found = {
-        name: static_model(
-            name,
-            run.static(name),
-            dense,
-            task,
-            train,
-            validation,
-            tokenizer,
-            run.recipe.train,
-            weights,
-            taught,
-            run.checkpoints / f"static-{name}",
-            progress=progress,
-            say=say,
-        )
-        for name in names
-    }
+        recipe = run.recipe
+        data = encode(task, splits, tokenizer).taught_by(dense, recipe.objectives)
+        for name in missing:
+            train_static(
+                name,
+                run.static(name),
+                dense,
+                data,
+                recipe.train,
+                recipe.objectives,
+                run.checkpoints / f"static-{name}",
+                progress=progress,
+                say=say,
+            )
     with contextlib.suppress(OSError):  # not there, or not empty
         run.checkpoints.rmdir()
-    return found
+    return {name: load_host(run.static(name)).eval() for name in names}
 
 
 def write_report(results: Results, run: str | Path) -> Path:

@@ -6,14 +6,11 @@ import shutil
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 from transformers import PreTrainedModel, set_seed
 
-from turnout.execute.pool import predict_bulk
 from turnout.install import install
 from turnout.objectives import ObjectivesConfig
 from turnout.recipe import Recipe
@@ -21,23 +18,13 @@ from turnout.run import Run, check_same, is_run, open_run, start_run
 from turnout.tasks import TASKS
 from turnout.tasks.base import Task
 from turnout.train.calibrate import calibrate
-from turnout.train.fit import fit, freeze, listed, score_of
+from turnout.train.data import Data, encode, listed
+from turnout.train.fit import fit, freeze
 from turnout.train.host import host_labels, open_host
 from turnout.train.saving import load_host, note_dial, save
 
 CALIBRATION_ROWS = 512
 Say = Callable[[str], None]
-
-
-@dataclass
-class Data:
-    """A recipe's data. raw, rows: as read and encoded, by split. references: of validation."""
-
-    task: Task[Any]
-    raw: dict[str, datasets.Dataset]
-    rows: dict[str, datasets.Dataset]
-    tokenizer: Any
-    references: Any
 
 
 def train(recipe: Recipe, out: str | Path, *, say: Say = print, progress: bool = True) -> Run:
@@ -67,21 +54,6 @@ def train(recipe: Recipe, out: str | Path, *, say: Say = print, progress: bool =
     return run
 
 
-def encode(task: Task[Any], raw: dict[str, datasets.Dataset], tokenizer: Any) -> Data:
-    """Encode what a task has loaded."""
-    rows = {name: task.encode(split, tokenizer) for name, split in raw.items()}
-    return Data(task, raw, rows, tokenizer, task.references(raw["validation"]))
-
-
-def teacher_logits(dense: PreTrainedModel, data: Data, weights: ObjectivesConfig) -> Any:
-    """The dense host's answers for the training rows, once; None where no objective asks."""
-    if not (weights.distill or weights.exits):
-        return None
-    return predict_bulk(
-        dense, listed(data.rows["train"]), data.task.collator(data.tokenizer)
-    ).logits
-
-
 def _host(recipe: Recipe, task: Task[Any], run: Run | None) -> tuple[PreTrainedModel, Any]:
     """The host to start from and its tokenizer, once the routers are known to fit it."""
     set_seed(recipe.train.seed)  # of a new head's first weights
@@ -100,14 +72,10 @@ def _train_dense(run: Run, model: PreTrainedModel, data: Data, say: Say, progres
     if config.epochs > 0:
         fit(
             model,
-            data.task,
-            data.rows["train"],
-            data.rows["validation"],
-            data.tokenizer,
+            data,
             config,
             ObjectivesConfig(),  # the labels alone: there is no teacher yet
             run.checkpoints / "dense",
-            references=data.references,
             title="dense host",
             progress=progress,
             say=say,
@@ -121,7 +89,7 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     recipe = run.recipe
     # read back even when it is at hand: then going on later starts from the very same state
     dense = run.load_dense()
-    logits = teacher_logits(dense, data, recipe.objectives)
+    data = data.taught_by(dense, recipe.objectives)
     set_seed(recipe.train.seed)
     model = install(deepcopy(dense), recipe.routers)
     kinds = ", ".join(router.kind for router in recipe.routers)
@@ -132,16 +100,10 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     if any(parameter.requires_grad for parameter in model.parameters()):
         fit(
             model,
-            data.task,
-            data.rows["train"],
-            data.rows["validation"],
-            data.tokenizer,
+            data,
             recipe.train,
             recipe.objectives,
             run.checkpoints / "routed",
-            teacher=dense if recipe.objectives.hidden > 0 else None,
-            teacher_logits=logits,
-            references=data.references,
             epochs=recipe.train.routed_epochs or recipe.train.epochs,
             title="routed model",
             progress=progress,
@@ -150,9 +112,8 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     else:
         say("nothing to train: the host is frozen and these routers have no weights")
     routing.budget = recipe.train.budget
-    rows = data.rows["validation"]
-    rows = rows.select(range(min(len(rows), CALIBRATION_ROWS)))
-    calibrate(model, listed(rows), data.task.collator(data.tokenizer), recipe.measure.batch_tokens)
+    rows = data.validation.select(range(min(len(data.validation), CALIBRATION_ROWS)))
+    calibrate(model, listed(rows), data.collate, recipe.measure.batch_tokens)
     note_dial(model)
     save(model, data.tokenizer, run.routed)
     _tell_score(model, data, start, say)
@@ -160,7 +121,7 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
 
 def _tell_score(model: PreTrainedModel, data: Data, start: float, say: Say) -> None:
     seconds = time.perf_counter() - start
-    score = score_of(model, data.task, data.rows["validation"], data.tokenizer, data.references)
+    score = data.score(model)
     routing: Any = getattr(model, "turnout", None)
     at = "" if routing is None else f" at budget {routing.budget:g}"
     say(f"  {data.task.headline} on validation{at}: {score:.4f}, after {seconds:,.0f} s")

@@ -1,0 +1,95 @@
+"""What a model is trained on: a task's encoded rows, and what a teacher says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from turnout.execute.batches import Collate
+from turnout.execute.pool import predict_bulk
+from turnout.objectives import ObjectivesConfig
+from turnout.tasks.base import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Encoded rows of one task.
+
+    references: what the validation rows should give; None = validate by the loss. teacher: the
+    dense host, for objectives on hidden states. teacher_logits: its answers for ``train``, in
+    that order.
+    """
+
+    task: Task[Any]
+    tokenizer: Any
+    train: datasets.Dataset
+    validation: datasets.Dataset
+    references: Any = None
+    teacher: PreTrainedModel | None = None
+    teacher_logits: list[np.ndarray] | None = None
+
+    @property
+    def collate(self) -> Collate:
+        """Encoded rows to a batch."""
+        return self.task.collator(self.tokenizer)
+
+    def taught_by(self, dense: PreTrainedModel, weights: ObjectivesConfig) -> Data:
+        """With all that the objectives ask of a teacher; the logits are computed once, here."""
+        logits = None
+        if weights.distill or weights.exits:
+            logits = predict_bulk(dense, listed(self.train), self.collate).logits
+        return replace(self, teacher=dense if weights.hidden else None, teacher_logits=logits)
+
+    def rows(self) -> datasets.Dataset:
+        """The training rows, with the teacher's logits as a column where there are any."""
+        if self.teacher_logits is None:
+            return self.train
+        columns = [row.astype(np.float32).tolist() for row in self.teacher_logits]
+        return self.train.add_column("teacher_logits", columns)  # type: ignore[call-arg]
+
+    def score(self, model: PreTrainedModel) -> float:
+        """The task's headline on the validation rows, at the model's current budget."""
+        result = predict_bulk(model, listed(self.validation), self.collate)
+        found = predictions_of(self.task, self.validation, result.logits)
+        return self.task.score(self.task.counts(found, self.references).sum(0))
+
+
+def encode(task: Task[Any], raw: dict[str, datasets.Dataset], tokenizer: Any) -> Data:
+    """Encode what a task has loaded."""
+    train, validation = (task.encode(raw[name], tokenizer) for name in ("train", "validation"))
+    return Data(task, tokenizer, train, validation, task.references(raw["validation"]))
+
+
+def listed(rows: datasets.Dataset) -> list[dict[str, Any]]:
+    """Encoded rows out of their table, which is slow to be asked row by row."""
+    return [dict(row) for row in rows]  # type: ignore[call-overload]
+
+
+def predictions_of(task: Task[Any], rows: datasets.Dataset, logits: list[np.ndarray]) -> Any:
+    """A task's predictions from the logits of encoded rows."""
+    if logits and logits[0].ndim == 1:
+        return task.predictions(np.stack(logits))
+    labels = rows["labels"]
+    return [
+        task.predictions(each[None], np.asarray(row)[None, : len(each)])[0]
+        for each, row in zip(logits, labels, strict=True)
+    ]
+
+
+def with_teacher(collate: Collate) -> Collate:
+    """A collator that also pads ``teacher_logits`` where the rows carry them."""
+
+    def joined(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = collate(rows)
+        if "teacher_logits" in rows[0]:
+            logits = [torch.tensor(row["teacher_logits"]) for row in rows]
+            batch["teacher_logits"] = nn.utils.rnn.pad_sequence(logits, batch_first=True)
+        return batch
+
+    return joined
