@@ -16,6 +16,7 @@ from torch import Tensor
 
 from turnout.route import Site, Trace
 
+IGNORED = -100  # the label of a token that has none: losses and metrics pass over it
 _PRIME = 1_000_003
 
 

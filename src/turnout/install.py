@@ -132,6 +132,7 @@ def host_shape(model: PreTrainedModel) -> HostShape:
         labels=int(model.config.num_labels or 0) if classifies else 0,
         per_token="TokenClassification" in name,
         causal=any(not stack.hideable for stack in find_family(model).stacks),
+        vocabulary=int(getattr(model.config.get_text_config(), "vocab_size", 0) or 0),
     )
 
 

@@ -14,8 +14,9 @@ def pack(first: int, lengths: list[int]) -> Pack:
     hidden_BTD = torch.full((len(lengths), max(lengths), 2), -1.0)
     for place, length in enumerate(lengths):
         hidden_BTD[place, :length] = (rows[place] + torch.arange(length) / 100)[:, None]
+    ids_BT = (hidden_BTD[:, :, 0] * 100).round().long()
     memory = {("a", "logits"): hidden_BTD[:, :, :1] * 2, ("a", "alive"): torch.from_numpy(rows)}
-    return Pack(rows, np.array(lengths), hidden_BTD, torch.from_numpy(rows), memory)
+    return Pack(rows, np.array(lengths), hidden_BTD, ids_BT, torch.from_numpy(rows), memory)
 
 
 def check(found: Pack) -> None:
@@ -27,6 +28,7 @@ def check(found: Pack) -> None:
     for place, (row, length) in enumerate(zip(found.rows, found.lengths, strict=True)):
         expected = row + torch.arange(int(length)) / 100
         torch.testing.assert_close(found.hidden_BTD[place, :length, 0], expected)
+        assert found.ids_BT[place, :length].tolist() == list(range(100 * row, 100 * row + length))
         logits = found.memory[("a", "logits")][place, :length, 0]
         torch.testing.assert_close(logits, 2 * expected)
 

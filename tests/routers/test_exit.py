@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from hosts_table import BY_NAME, LAYERS
@@ -111,6 +112,27 @@ def test_a_sequence_of_labels_leaves_when_all_its_tokens_are_sure() -> None:
     sure(model, 1, label=1)
     logits, trace = run(model, budget=0.7)
     assert ran(trace) == [1.0, 0.0, 0.0] and (logits.argmax(-1) == 1).all()
+
+
+def test_a_sequence_of_labels_does_not_wait_for_tokens_that_carry_none() -> None:
+    model = routed("roberta", hidden=8)
+    (router,) = model.turnout.all_routers()
+    with torch.no_grad():
+        router.heads[1].weight.mul_(100)
+    _, trace = run(model, budget=0.7)
+    assert ran(trace)[1] > 0
+    ids_BT = BY_NAME["roberta"].inputs()["input_ids"]
+    logits = model.turnout.current_flow().memory[("encoder.1.layer", "logits")]
+    unsure = ids_BT[logits.softmax(-1).amax(-1) < 0.7].unique()
+    labels_BT = torch.where(torch.isin(ids_BT, unsure), -100, 0)
+    columns = {"input_ids": ids_BT.tolist(), "labels": labels_BT.tolist()}
+    router.study(datasets.Dataset.from_dict(columns))
+    _, trace = run(model, budget=0.7)
+    assert ran(trace)[1] == 0.0
+    assert sorted(router.unlabelled.nonzero().flatten().tolist()) == unsure.tolist()
+    labels_BT[:, :] = 0  # each of them is seen with a label now
+    router.study(datasets.Dataset.from_dict({**columns, "labels": labels_BT.tolist()}))
+    assert not router.unlabelled.any()
 
 
 @pytest.mark.parametrize("pool", ["first", "mean", "last", "attend"])

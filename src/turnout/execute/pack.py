@@ -18,12 +18,14 @@ class Pack:
     """Some inputs at one depth, with all that is known of them. Real tokens stand on the left.
 
     rows: places of the inputs. lengths: their real tokens. hidden_BTD: states, padded to the
-    longest. keys_B: what random routers key on. memory: what routers remembered, batch first.
+    longest. ids_BT: token ids, padded alike. keys_B: what random routers key on. memory: what
+    routers remembered, batch first.
     """
 
     rows: np.ndarray
     lengths: np.ndarray
     hidden_BTD: Tensor
+    ids_BT: Tensor
     keys_B: Tensor
     memory: Memory
 
@@ -41,9 +43,8 @@ class Pack:
 
     @cached_property
     def inputs(self) -> dict[str, Tensor]:
-        """Stand-in inputs for a span that brings its own state: only their mask is read."""
-        mask_BT = self.mask_BT.long()
-        return {"input_ids": torch.zeros_like(mask_BT), "attention_mask": mask_BT}
+        """What the host's forward pass is given, and what routers may look at."""
+        return {"input_ids": self.ids_BT, "attention_mask": self.mask_BT.long()}
 
     @property
     def padded(self) -> bool:
@@ -75,6 +76,7 @@ def join(parts: Sequence[Part], token_memory: frozenset[str]) -> Pack:
         rows=np.concatenate([pack.rows[at] for pack, at in parts]),
         lengths=lengths,
         hidden_BTD=_take([pack.hidden_BTD for pack, _ in parts], places, longest),
+        ids_BT=_take([pack.ids_BT for pack, _ in parts], places, longest),
         keys_B=_take([pack.keys_B for pack, _ in parts], places, None),
         memory=memory,
     )

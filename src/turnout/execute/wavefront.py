@@ -50,8 +50,9 @@ class Wavefront(Batches):
             hidden_BTD = run_span(self.model, inputs, 0, 0)
             flow = self.routing.current_flow()
             keys_B = flow.keys_B(len(group), self.device) - flow.seed
-            pack = Pack(group, self.lengths[group], hidden_BTD, keys_B, {})
-            yield _on_the_left(pack, inputs.get("attention_mask"))
+            ids_BT, mask_BT = inputs["input_ids"], inputs.get("attention_mask")
+            lengths = self.lengths[group]
+            yield _on_the_left(Pack(group, lengths, hidden_BTD, ids_BT, keys_B, {}), mask_BT)
 
     def _step(self, layer: int, site: Site | None, packs: deque[Pack]) -> deque[Pack]:
         """One depth: ask, run the block on what must run; returns who is still under way."""
@@ -83,7 +84,7 @@ class Wavefront(Batches):
 
     def _ask(self, site: Site, pack: Pack) -> tuple[np.ndarray, np.ndarray]:
         """Which of a pack run this block, and which are done for good (their answer is stored)."""
-        flow = self.routing.new_flow(self.model, {})
+        flow = self.routing.new_flow(self.model, pack.inputs)
         flow.seed = self.seed
         flow.known_keys_B = pack.keys_B
         flow.trace.shape_BT[site.stack] = (len(pack.rows), pack.longest)
@@ -103,9 +104,11 @@ class Wavefront(Batches):
 def _on_the_left(pack: Pack, mask_BT: Tensor | None) -> Pack:
     """The pack without columns that are padding for all, and its real tokens on the left."""
     longest = int(pack.lengths.max())
-    hidden_BTD = pack.hidden_BTD
-    pack.hidden_BTD = hidden_BTD[:, :longest]
+    hidden_BTD, ids_BT = pack.hidden_BTD, pack.ids_BT
+    pack.hidden_BTD, pack.ids_BT = hidden_BTD[:, :longest], ids_BT[:, :longest]
     if mask_BT is not None and not torch.equal(mask_BT[:, :longest].bool(), pack.mask_BT):
         pack.hidden_BTD = torch.zeros_like(pack.hidden_BTD)
         pack.hidden_BTD[pack.mask_BT] = hidden_BTD[mask_BT.bool()]
+        pack.ids_BT = torch.zeros_like(pack.ids_BT)
+        pack.ids_BT[pack.mask_BT] = ids_BT[mask_BT.bool()]
     return pack

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from turnout.flow import IGNORED
 from turnout.objectives.distill import distill, masked_mean
-
-IGNORED = -100
 
 
 def exits(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
+import datasets
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -52,7 +53,8 @@ class RouterConfig(BaseModel):
 
 
 class HostShape(BaseModel):
-    """What a router may need to know of its host. labels: width of the head's logits, 0 if none."""
+    """What a router may need to know of its host. labels: width of the head's logits, 0 if none.
+    vocabulary: number of token ids, 0 if the host reads something else."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -60,6 +62,7 @@ class HostShape(BaseModel):
     labels: int
     per_token: bool
     causal: bool
+    vocabulary: int = 0
 
 
 class Router(nn.Module, ABC):
@@ -83,6 +86,9 @@ class Router(nn.Module, ABC):
     @abstractmethod
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
         """The route at one site: weight_BTU with T = 1 for decisions per sequence or batch."""
+
+    def study(self, rows: datasets.Dataset) -> None:
+        """Learn from the encoded training rows, before training; most routers need not."""
 
     def finish(self, outputs: Any, flow: Flow) -> Any:
         """Change the model's outputs at the end of a pass; most routers leave them."""

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
+import datasets
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from turnout.errors import UserError
-from turnout.flow import Flow
+from turnout.flow import IGNORED, Flow
 from turnout.route import Route, Site
 from turnout.routers.base import HostShape, Router, RouterConfig
 from turnout.routers.exit_head import ExitHead, Pool
@@ -46,6 +48,7 @@ class ExitRouter(Router):
     Config: ClassVar[type[RouterConfig]] = ExitConfig
     scored = True
     config: ExitConfig
+    unlabelled: Tensor
 
     def __init__(self, config: ExitConfig, sites: tuple[Site, ...], host: HostShape) -> None:
         super().__init__(config, sites, host)
@@ -72,6 +75,9 @@ class ExitRouter(Router):
         self.probe = nn.Parameter(torch.zeros(len(sites), 4)) if learned else None
         if host.per_token:
             self.token_memory = frozenset({"logits", "streak"})
+            # Ids that stood without a label in training: markers, and pieces inside a word. No
+            # head learned to be sure of them, so a sentence does not wait for them.
+            self.register_buffer("unlabelled", torch.zeros(host.vocabulary, dtype=torch.bool))
         self._place = {site.key: place for place, site in enumerate(sites)}
 
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
@@ -91,8 +97,7 @@ class ExitRouter(Router):
             flow.memory[(site.key, "streak")] = streak
         score = self._score(place, logits, streak)
         if self.host.per_token and self.config.granularity == "sequence":
-            real = score if mask_BT is None else score.masked_fill(~mask_BT, 0.0)
-            score = real.amax(1)
+            score = score.masked_fill(~self._labelled(flow, mask_BT, score), 0.0).amax(1)
         alive = score > self.level(flow.budget)
         if "alive" in earlier:
             alive = alive & earlier["alive"]
@@ -103,6 +108,27 @@ class ExitRouter(Router):
         per_token = score.ndim == 2
         weight = alive.float() if per_token else alive.float()[:, None]
         return Route(site, weight[:, :, None], (score if per_token else score[:, None])[:, :, None])
+
+    def study(self, rows: datasets.Dataset) -> None:
+        """Note which token ids never carry a label, where the rows label tokens."""
+        if not self.host.per_token or not self.host.vocabulary or not len(rows["labels"]):
+            return
+        ids, labels = (
+            torch.from_numpy(np.concatenate([np.asarray(row) for row in rows[name]]))
+            for name in ("input_ids", "labels")
+        )
+        bare = torch.zeros_like(self.unlabelled)
+        bare[ids] = True
+        bare[ids[labels != IGNORED]] = False
+        self.unlabelled.copy_(bare)
+
+    def _labelled(self, flow: Flow, mask_BT: Tensor | None, score_BT: Tensor) -> Tensor:
+        """Which tokens a sentence waits for (B, T): real ones that may carry a label."""
+        waits = torch.ones_like(score_BT, dtype=torch.bool) if mask_BT is None else mask_BT
+        ids = flow.inputs.get("input_ids")
+        if len(self.unlabelled) and isinstance(ids, Tensor) and ids.shape == score_BT.shape:
+            return waits & ~self.unlabelled[ids]
+        return waits
 
     def finish(self, outputs: Any, flow: Flow) -> Any:
         """Put the answers of what left early into the host's logits."""

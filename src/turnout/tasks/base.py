@@ -13,9 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from turnout.errors import UserError
+from turnout.flow import IGNORED as IGNORED
 from turnout.tasks.table import no_progress
-
-IGNORED = -100  # the label that losses and metrics pass over
 
 
 class DataConfig(BaseModel):

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -70,6 +71,10 @@ class RoutedTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.train_config, self.weights, self.teacher = train_config, weights, teacher
+        routing, rows = routing_of(self.accelerator.unwrap_model(self.model)), self.train_dataset
+        if routing is not None and isinstance(rows, datasets.Dataset):
+            for router in routing.all_routers():
+                router.study(rows)
         # Our losses are means over the micro-batch; Trainer must divide by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.task_score: Callable[[], float] | None = None
