@@ -26,6 +26,7 @@ def recipe(task: dict[str, Any], seed: int, quick: bool) -> Any:
             "dropout": 0.0,
             "freeze": "none" if not quick else "embeddings",
             "learning_rate": 3e-4,
+            "routed_learning_rate": 1e-4,
             "router_learning_rate": 2e-3,
             "seed": seed,
         },

@@ -37,19 +37,17 @@ def train_static(
     """
     model = keep_layers(dense, static_layers(name, depth_of(dense)))
     # without routers nothing would be left to train in a frozen host
-    unfrozen = config.model_copy(update={"freeze": "none"}) if config.freeze == "host" else config
-    epochs = config.routed_epochs or config.epochs
-    if epochs > 0:
-        fit(
-            model,
-            data,
-            unfrozen,
-            weights,
-            checkpoints,
-            epochs=epochs,
-            title=name,
-            progress=progress,
-            say=say,
-        )
+    if config.freeze == "host":
+        config = config.model_copy(update={"freeze": "none"})
+    fit(
+        model,
+        data,
+        config.second(),
+        weights,
+        checkpoints,
+        title=name,
+        progress=progress,
+        say=say,
+    )
     save(model, data.tokenizer, folder)
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -16,16 +16,17 @@ class TrainConfig(BaseModel):
 
     epochs: of the dense host; 0 takes it as it is, trained for this task already. routed_epochs:
     of the routed model, which starts from it (None = as many). max_steps: of each of the two.
-    accumulate: batches to a step. learning_rate: of the host; router_learning_rate: of the routers.
-    warmup: share of the steps. clip: largest norm of the gradient. dropout: replaces the host's
-    dropout (0 is much faster on a CPU); None keeps it. freeze: ``embeddings`` trains all but the
-    embeddings (much faster on a CPU), ``host`` trains only the routers once the dense host is
-    trained. budget: share of the work that gates learn to spend, reached after ``anneal`` of the
-    steps, and the budget that a loaded model starts with. precision: ``auto`` measures fp32 and
-    bf16 on this machine and takes the faster. evaluate_every: steps between validations; None =
-    at the end only. patience: validations without a gain before training stops and the best
-    weights come back; None = never (with it, None above is an epoch). save_every: steps between
-    checkpoints; None = an epoch; with patience, each validation.
+    accumulate: batches to a step. learning_rate: of the host; routed_learning_rate: of the host in
+    the routed model and in cut models, which start from the trained one (None = the same);
+    router_learning_rate: of the routers. warmup: share of the steps. clip: largest norm of the
+    gradient. dropout: replaces the host's dropout (0 is much faster on a CPU); None keeps it.
+    freeze: ``embeddings`` trains all but the embeddings (much faster on a CPU), ``host`` trains
+    only the routers once the dense host is trained. budget: share of the work that gates learn to
+    spend, reached after ``anneal`` of the steps, and the budget that a loaded model starts with.
+    precision: ``auto`` times real steps in fp32 and bf16 and takes the faster. evaluate_every:
+    steps between validations; None = at the end only. patience: validations without a gain before
+    training stops and the best weights come back; None = never (with it, None above is an epoch).
+    save_every: steps between checkpoints; None = an epoch; with patience, each validation.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,6 +37,7 @@ class TrainConfig(BaseModel):
     batch_size: Count = 32
     accumulate: Count = 1
     learning_rate: Rate = 3e-4
+    routed_learning_rate: Rate | None = None
     router_learning_rate: Rate = 1e-3
     weight_decay: Rate = 0.01
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.06
@@ -57,3 +59,8 @@ class TrainConfig(BaseModel):
         if self.epochs == 0 and self.routed_epochs is None:
             raise ValueError("epochs: 0 needs routed_epochs, which is taken from it otherwise")
         return self
+
+    def second(self) -> TrainConfig:
+        """The settings of what starts from the trained dense host: routed and cut models."""
+        changed = {"epochs": self.routed_epochs, "learning_rate": self.routed_learning_rate}
+        return self.model_copy(update={k: v for k, v in changed.items() if v is not None})

@@ -53,6 +53,12 @@ class Data:
         columns = [row.astype(np.float32).tolist() for row in self.teacher_logits]
         return self.train.add_column("teacher_logits", columns)  # type: ignore[call-arg]
 
+    def usual_batch(self, size: int) -> dict[str, torch.Tensor]:
+        """A labelled batch of training rows of middling length."""
+        lengths = np.array([len(ids) for ids in self.train["input_ids"]])
+        start = max(0, (len(lengths) - size) // 2)
+        return self.collate(listed(self.train.select(np.argsort(lengths)[start : start + size])))
+
     def score(self, model: PreTrainedModel) -> float:
         """The task's headline on the validation rows, at the model's current budget."""
         result = predict_bulk(model, listed(self.validation), self.collate)

@@ -14,7 +14,7 @@ from turnout.objectives import ObjectivesConfig
 from turnout.train.callbacks import CollapseCallback, ProgressLine
 from turnout.train.config import TrainConfig
 from turnout.train.data import Data, with_teacher
-from turnout.train.precision import resolve
+from turnout.train.step_format import attention_of, step_format
 from turnout.train.trainer import RoutedTrainer, last_checkpoint, routing_of
 
 
@@ -25,23 +25,24 @@ def fit(
     weights: ObjectivesConfig,
     out: str | Path,
     *,
-    epochs: float | None = None,
     title: str = "train",
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> RoutedTrainer:
     """Train a model in place on encoded data and return its trainer.
 
-    epochs: instead of the config's. A checkpoint in ``out`` is continued exactly where it stopped.
+    A checkpoint in ``out`` is continued exactly where it stopped.
     """
     set_dropout(model, config.dropout)
     freeze(model, config.freeze)
-    if epochs is not None:
-        config = config.model_copy(update={"epochs": epochs})
+    format_, seconds = step_format(config.precision, model, data.usual_batch(config.batch_size))
+    if seconds:
+        times = ", ".join(f"{name} {spent:.3f} s" for name, spent in seconds.items())
+        say(f"  number format: {format_} (a step takes: {times})")
     scored = data.references is not None
     trainer = RoutedTrainer(
         model=model,
-        args=arguments_of(config, out, "eval_score" if scored else "eval_loss"),
+        args=arguments_of(config, out, "eval_score" if scored else "eval_loss", format_.bf16),
         train_dataset=data.rows(),
         eval_dataset=data.validation,
         data_collator=with_teacher(data.collate),
@@ -58,12 +59,15 @@ def fit(
         trainer.task_score = lambda: data.score(model)
     if config.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(config.patience))
-    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    with attention_of(model, format_):
+        trainer.train(resume_from_checkpoint=last_checkpoint(out))
     model.eval()
     return trainer
 
 
-def arguments_of(config: TrainConfig, out: str | Path, best_by: str) -> TrainingArguments:
+def arguments_of(
+    config: TrainConfig, out: str | Path, best_by: str, bf16: bool
+) -> TrainingArguments:
     """The Trainer's arguments for our settings. best_by: the metric that early stopping watches."""
     cuda = torch.cuda.is_available()
     steps, keep_best = config.evaluate_every, config.patience is not None
@@ -81,7 +85,7 @@ def arguments_of(config: TrainConfig, out: str | Path, best_by: str) -> Training
         max_grad_norm=config.clip,
         lr_scheduler_type="linear",
         optim="adamw_torch_fused",
-        bf16=resolve(config.precision, "cuda" if cuda else "cpu") == "bf16",
+        bf16=bf16,
         use_cpu=not cuda,
         activation_checkpointing=config.activation_checkpointing,
         eval_strategy="steps" if steps else "epoch" if keep_best else "no",

@@ -101,10 +101,9 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
         fit(
             model,
             data,
-            recipe.train,
+            recipe.train.second(),
             recipe.objectives,
             run.checkpoints / "routed",
-            epochs=recipe.train.routed_epochs or recipe.train.epochs,
             title="routed model",
             progress=progress,
             say=say,
