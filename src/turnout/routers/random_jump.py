@@ -8,6 +8,7 @@ training and in inference, so a model can be made to work along many paths. Rela
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -23,7 +24,8 @@ class RandomJumpConfig(RouterConfig):
     """p: probability of a jump after each layer that runs. distribution: ``uniform`` over the
     later layers, ``geometric`` (each further layer ``decay`` times as likely) or ``learned``
     (trained by the score function of the task loss). inference: jump in inference too. A budget
-    below 1 sets p in inference so that this share of the layers runs on average."""
+    below 1 sets p in inference so that this share of the layers runs on average; with p = 1 some
+    layers still run, so there is a floor (``RandomJumpRouter.floor``), and a warning below it."""
 
     kind: Literal["random-jump"] = "random-jump"
     granularity: Literal["batch", "sequence"] = "sequence"
@@ -67,9 +69,21 @@ class RandomJumpRouter(Router):
         """Expected share of the routed layers that run with jump probability p."""
         return _share(self.targets(depth).exp().tolist(), p)
 
+    def floor(self, depth: int) -> float:
+        """The least share of the routed layers that a path can run on average."""
+        return self.share(depth, 1.0)
+
     def probability(self, depth: int, budget: float) -> float:
         """The jump probability that spends a budget on average (bisection; share falls with p)."""
         chance = self.targets(depth).exp().tolist()
+        if budget < (floor := _share(chance, 1.0)):
+            warnings.warn(
+                f"random-jump runs at least {floor:.2f} of its {depth} layers on average, which is "
+                f"more than the budget of {budget:g}: every layer jumps. Use random-skip to spend "
+                "less",
+                stacklevel=2,
+            )
+            return 1.0
         low, high = 0.0, 1.0
         for _ in range(30):
             middle = (low + high) / 2
