@@ -166,6 +166,8 @@ def _attach(
             swap(module, ROLES[leaf.role])
             module.__dict__["_turnout_scope"] = scopes[part]
             module.__dict__["_turnout_last"] = leaf is found[-1][0]
+            above, _, name = leaf.path.rpartition(".")
+            scopes[part].leaves.append((view.module.get_submodule(above), name, module))
     swap(view.module, RoutedBlock)
     view.module.__dict__["_turnout"] = handle
     if view.layer == 0 and view.stack.embeddings:

@@ -133,6 +133,8 @@ class FusedLeaf(RoutedLeaf):
         rows = gather(x_BTD, scope.index_N)
         if scope.hide:
             return scatter(super().forward(rows), scope.index_N, x_BTD)
+        if not isinstance(self, nn.Linear | Conv1D):  # an adapter has more than one matrix
+            return super().forward(x_BTD)
         matrix: Any = self
         weight: Tensor = matrix.weight.t() if isinstance(self, Conv1D) else matrix.weight
         bias: Tensor | None = matrix.bias

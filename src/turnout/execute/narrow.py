@@ -102,6 +102,7 @@ class Narrowed:
             handle.stream.state_BTD = x_BTD
             for kind, active_BT in self.active.items():
                 scope, own = handle.scopes[kind], self.routes.get(kind)
+                scope.check()
                 weighted = own is not None and is_weighted(own)
                 if not weighted and not bool(mine(self._skipped(active_BT)).any()):
                     continue

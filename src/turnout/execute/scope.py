@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from turnout.errors import UserError
 
 _reference: ContextVar[bool] = ContextVar("turnout_reference", default=False)
 
@@ -39,14 +41,26 @@ class Scope:
     """The rows that one sub-block computes right now; ``index_N is None`` means all of them.
 
     weight_N: weights of those rows, applied by the sub-block's last leaf; None = all 1.
-    hide: skipped rows need no keys and values either. like_BTD: the full shape.
+    hide: skipped rows need no keys and values either. like_BTD: the full shape. leaves: where the
+    sub-block's leaves were found: parent, name, leaf.
     """
 
     stream: Stream = field(default_factory=Stream)
+    leaves: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
     index_N: Tensor | None = None
     weight_N: Tensor | None = None
     hide: bool = False
     like_BTD: Tensor | None = None
+
+    def check(self) -> None:
+        """UserError where a leaf was replaced: its successor would compute the skipped rows too."""
+        for parent, name, leaf in self.leaves:
+            found = parent._modules.get(name)
+            if found is not leaf:
+                raise UserError(
+                    f"{name} of {type(parent).__name__} is a {type(found).__name__} now, put there "
+                    "after turnout.install (by PEFT?): uninstall, add adapters, then install"
+                )
 
     def clear(self) -> None:
         """Back to: every row runs."""
