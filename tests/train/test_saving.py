@@ -1,4 +1,4 @@
-"""Saved and loaded: every router, every kind of damage, the checkpoints of a plain Trainer."""
+"""Saved and loaded: every router, every kind of damage, a full disk."""
 
 from __future__ import annotations
 
@@ -15,16 +15,12 @@ import tiny
 import torch
 from hosts_table import BY_NAME
 from safetensors.torch import load_file, save_file
-from torch.utils.data import Dataset
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
 
 import turnout
 from turnout import UserError
-from turnout.objectives import ObjectivesConfig
 from turnout.routers import ROUTERS
-from turnout.train.config import TrainConfig
 from turnout.train.saving import load_host, load_weights, note_dial, save
-from turnout.train.trainer import RoutedTrainer
 
 MORE = {
     "exit": [{"criterion": "learned", "hidden": 4}, {"granularity": "sequence"}],
@@ -168,96 +164,6 @@ def test_a_run_that_is_not_finished(tmp_path: Path) -> None:
         turnout.load(tmp_path)
     with pytest.raises(UserError, match=r"no config.json here"):
         turnout.load(tmp_path / "nothing")
-
-
-class Rows(Dataset[Any]):
-    """Labelled rows in the form of a host's own inputs."""
-
-    def __init__(self, name: str, labels: int) -> None:
-        inputs = BY_NAME[name].inputs("none")
-        count = len(next(iter(inputs.values())))
-        self.rows = [
-            {**{k: v[i % count] for k, v in inputs.items()}, "labels": torch.tensor(i % labels)}
-            for i in range(8)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place: int) -> Any:
-        return self.rows[place]
-
-
-class PlainOrder(RoutedTrainer):
-    """Images have no lengths to group by."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
-
-
-def trainer_of(name: str, model: PreTrainedModel, out: Path, **more: Any) -> RoutedTrainer:
-    rows = Rows(name, model.config.num_labels)
-    if name == "llama":
-        for row in rows.rows:
-            row["labels"] = row["input_ids"]
-    plain: dict[str, Any] = dict(
-        max_steps=4, save_strategy="steps", save_steps=2, per_device_train_batch_size=4
-    )
-    return PlainOrder(
-        model=model,
-        args=TrainingArguments(
-            output_dir=str(out),
-            use_cpu=True,
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            **{**plain, **more},
-        ),
-        train_dataset=rows,
-        eval_dataset=rows,
-        train_config=TrainConfig(),
-        weights=ObjectivesConfig(),
-    )
-
-
-@pytest.mark.parametrize("name", ["vit", "llama", "bert"])
-def test_trainer_resumes_to_equal_weights(name: str, tmp_path: Path) -> None:
-    """Hosts whose saved keys differ from their own (ViT) and those with a cache (Llama)."""
-    spec = {"kind": "gate", "granularity": "token", "site": "ffn"}
-    whole, again = routed(spec, name), routed(spec, name)
-    trainer_of(name, whole, tmp_path / "run").train()
-    trainer_of(name, again, tmp_path / "run").train(
-        resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2")
-    )
-    ours, theirs = whole.state_dict(), again.state_dict()
-    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-
-@pytest.mark.parametrize("name", ["vit", "bert"])
-def test_load_best_model_at_end(name: str, tmp_path: Path) -> None:
-    model = routed({"kind": "gate"}, name)
-    trainer = trainer_of(
-        name,
-        model,
-        tmp_path / "run",
-        max_steps=3,
-        save_steps=1,
-        eval_strategy="steps",
-        eval_steps=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_score",
-        greater_is_better=True,
-    )
-    scores = iter([0.5, 0.9, 0.1])
-    trainer.task_score = lambda: next(scores)
-    trainer.train()
-    best = tmp_path / "run" / "checkpoint-2"
-    assert trainer.state.best_model_checkpoint == str(best)
-    kept = turnout.load(best).state_dict()
-    assert all(torch.equal(kept[key], value) for key, value in model.state_dict().items())
-    assert not torch.equal(
-        kept["classifier.weight"], turnout.load(best.with_name("checkpoint-3")).classifier.weight
-    )
 
 
 def test_weights_of_another_model_are_refused(saved: Path) -> None:

@@ -1,0 +1,116 @@
+"""The checkpoints of a Trainer: going on from one, and coming back to the best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hosts_table import BY_NAME
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, TrainingArguments
+
+import turnout
+from turnout.objectives import ObjectivesConfig
+from turnout.train.config import TrainConfig
+from turnout.train.trainer import RoutedTrainer
+
+
+def gated(name: str, **fields: Any) -> PreTrainedModel:
+    model = turnout.install(BY_NAME[name].build(), [{"kind": "gate", **fields}])
+    for parameter in model.turnout.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+class Rows(Dataset[Any]):
+    """Labelled rows in the form of a host's own inputs."""
+
+    def __init__(self, name: str, labels: int) -> None:
+        inputs = BY_NAME[name].inputs("none")
+        count = len(next(iter(inputs.values())))
+        self.rows = [
+            {**{k: v[i % count] for k, v in inputs.items()}, "labels": torch.tensor(i % labels)}
+            for i in range(8)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.rows[place]
+
+
+class PlainOrder(RoutedTrainer):
+    """Images have no lengths to group by."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+
+def trainer_of(name: str, model: PreTrainedModel, out: Path, **more: Any) -> RoutedTrainer:
+    rows = Rows(name, model.config.num_labels)
+    if name == "llama":
+        for row in rows.rows:
+            row["labels"] = row["input_ids"]
+    plain: dict[str, Any] = dict(
+        max_steps=4, save_strategy="steps", save_steps=2, per_device_train_batch_size=4
+    )
+    return PlainOrder(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(out),
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            **{**plain, **more},
+        ),
+        train_dataset=rows,
+        eval_dataset=rows,
+        train_config=TrainConfig(),
+        weights=ObjectivesConfig(),
+    )
+
+
+@pytest.mark.parametrize("name", ["vit", "llama", "bert"])
+def test_trainer_resumes_to_equal_weights(name: str, tmp_path: Path) -> None:
+    """Hosts whose saved keys differ from their own (ViT) and those with a cache (Llama)."""
+    torch.manual_seed(0)
+    whole = gated(name, granularity="token", site="ffn")
+    again = gated(name, granularity="token", site="ffn")
+    again.load_state_dict(whole.state_dict())
+    trainer_of(name, whole, tmp_path / "run").train()
+    trainer_of(name, again, tmp_path / "run").train(
+        resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2")
+    )
+    ours, theirs = whole.state_dict(), again.state_dict()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.mark.parametrize("name", ["vit", "bert"])
+def test_load_best_model_at_end(name: str, tmp_path: Path) -> None:
+    model = gated(name)
+    trainer = trainer_of(
+        name,
+        model,
+        tmp_path / "run",
+        max_steps=3,
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_score",
+        greater_is_better=True,
+    )
+    scores = iter([0.5, 0.9, 0.1])
+    trainer.task_score = lambda: next(scores)
+    trainer.train()
+    best = tmp_path / "run" / "checkpoint-2"
+    assert trainer.state.best_model_checkpoint == str(best)
+    kept = turnout.load(best).state_dict()
+    assert all(torch.equal(kept[key], value) for key, value in model.state_dict().items())
+    assert not torch.equal(
+        kept["classifier.weight"], turnout.load(best.with_name("checkpoint-3")).classifier.weight
+    )
