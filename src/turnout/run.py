@@ -3,6 +3,7 @@
 run.json      format, version, labels, recipe      recipe.yaml  the recipe, written out
 dense/        the host, trained for the task       routed/      the routed model
 static/NAME/  cut models to compare with           checkpoints/ of a training under way
+logs/NAME/    for TensorBoard, when asked for
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ class Run:
     def checkpoints(self) -> Path:
         """Folder of the training under way; gone when it is done."""
         return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """TensorBoard's logs, a folder for each model that was trained."""
+        return self.path / "logs"
 
     def static(self, name: str) -> Path:
         """Folder of a cut model."""

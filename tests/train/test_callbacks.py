@@ -47,3 +47,13 @@ def test_open_gates_and_gates_that_choose_are_no_collapse(opened: float, spread:
 def test_the_format_is_measured_or_taken_as_asked() -> None:
     assert resolve("fp32") == "fp32" and resolve("bf16") == "bf16"
     assert resolve("auto") == faster_precision() in ("fp32", "bf16")
+
+
+def test_logs_for_tensorboard(work: Any) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model = turnout.install(work.model(), [{"kind": "exit"}])
+    work.fit(model, epochs=2, tensorboard=True)
+    events = EventAccumulator(str(work.folder / "out" / "logs")).Reload()
+    names = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/loss_exits", "train/share", "train/tokens_per_second"} <= names

@@ -26,6 +26,7 @@ def train_static(
     weights: ObjectivesConfig,
     checkpoints: str | Path,
     *,
+    logs: str | Path | None = None,
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -45,6 +46,7 @@ def train_static(
         config.second(),
         weights,
         checkpoints,
+        logs=logs,
         title=name,
         progress=progress,
         say=say,

@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
+from turnout.errors import UserError
 from turnout.objectives import ObjectivesConfig
 from turnout.train.callbacks import CollapseCallback, ProgressLine
 from turnout.train.config import TrainConfig
@@ -25,13 +27,15 @@ def fit(
     weights: ObjectivesConfig,
     out: str | Path,
     *,
+    logs: str | Path | None = None,
     title: str = "train",
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> RoutedTrainer:
     """Train a model in place on encoded data and return its trainer.
 
-    A checkpoint in ``out`` is continued exactly where it stopped.
+    A checkpoint in ``out`` is continued exactly where it stopped. logs: folder for TensorBoard,
+    where the config asks for it; None = in ``out``.
     """
     set_dropout(model, config.dropout)
     freeze(model, config.freeze)
@@ -53,6 +57,8 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressLine(title, shown=progress))
+    if config.tensorboard:
+        trainer.add_callback(tensorboard(Path(out) / "logs" if logs is None else logs))
     if routing_of(model) is not None:
         trainer.add_callback(CollapseCallback(say))
     if scored:
@@ -98,13 +104,25 @@ def arguments_of(
         greater_is_better=best_by != "eval_loss",
         logging_steps=10,
         logging_first_step=True,
-        report_to=["tensorboard"] if config.tensorboard else [],
+        report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_num_workers=0,
         seed=config.seed,
         data_seed=config.seed,
     )
+
+
+def tensorboard(folder: str | Path) -> TensorBoardCallback:
+    """Logs for TensorBoard in a folder; UserError where it is not installed."""
+    try:
+        callback = TensorBoardCallback()
+    except RuntimeError:
+        raise UserError(
+            "train.tensorboard: true needs TensorBoard: pip install 'turnout[tensorboard]'"
+        ) from None
+    callback.logging_dir = str(folder)
+    return callback
 
 
 def set_dropout(model: nn.Module, rate: float | None) -> None:

@@ -76,6 +76,7 @@ def _train_dense(run: Run, model: PreTrainedModel, data: Data, say: Say, progres
             config,
             ObjectivesConfig(),  # the labels alone: there is no teacher yet
             run.checkpoints / "dense",
+            logs=run.logs / "dense",
             title="dense host",
             progress=progress,
             say=say,
@@ -104,6 +105,7 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
             recipe.train.second(),
             recipe.objectives,
             run.checkpoints / "routed",
+            logs=run.logs / "routed",
             title="routed model",
             progress=progress,
             say=say,
