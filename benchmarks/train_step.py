@@ -44,7 +44,7 @@ class Arm:
 
     def __init__(self, host: Any, router: dict[str, Any] | None) -> None:
         model = copy.deepcopy(host)
-        set_dropout(model, 0.0)
+        set_dropout(model, 0.0, None)
         if router is not None:
             turnout.install(model, [router])
         freeze(model, "embeddings")

@@ -20,6 +20,7 @@ class TrainConfig(BaseModel):
     the routed model and in cut models, which start from the trained one (None = the same);
     router_learning_rate: of the routers. warmup: share of the steps. clip: largest norm of the
     gradient. dropout: replaces the host's dropout (0 is much faster on a CPU); None keeps it.
+    attention_dropout: another rate inside of attention (0 keeps torch's fused kernel on a CPU).
     freeze: ``embeddings`` trains all but the embeddings (much faster on a CPU), ``host`` trains
     only the routers once the dense host is trained. budget: share of the work that gates learn to
     spend, reached after ``anneal`` of the steps, and the budget that a loaded model starts with.
@@ -43,6 +44,7 @@ class TrainConfig(BaseModel):
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.06
     clip: Rate = 1.0
     dropout: Share | None = None
+    attention_dropout: Share | None = None
     freeze: Literal["none", "embeddings", "host"] = "none"
     budget: Share = 0.5
     anneal: Share = 0.5

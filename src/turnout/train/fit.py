@@ -12,12 +12,15 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from turnout.errors import UserError
+from turnout.hosts.attach import blocks_of, find_family
 from turnout.objectives import ObjectivesConfig
 from turnout.train.callbacks import CollapseCallback, ProgressLine
 from turnout.train.config import TrainConfig
 from turnout.train.data import Data, with_teacher
 from turnout.train.step_format import attention_of, step_format
 from turnout.train.trainer import RoutedTrainer, last_checkpoint, routing_of
+
+RATES = ("dropout", "attention_dropout", "activation_dropout", "dropout_rate")
 
 
 def fit(
@@ -37,7 +40,7 @@ def fit(
     A checkpoint in ``out`` is continued exactly where it stopped. logs: folder for TensorBoard,
     where the config asks for it; None = in ``out``.
     """
-    set_dropout(model, config.dropout)
+    set_dropout(model, config.dropout, config.attention_dropout)
     freeze(model, config.freeze)
     format_, seconds = step_format(config.precision, model, data.usual_batch(config.batch_size))
     if seconds:
@@ -125,16 +128,28 @@ def tensorboard(folder: str | Path) -> TensorBoardCallback:
     return callback
 
 
-def set_dropout(model: nn.Module, rate: float | None) -> None:
-    """Give every dropout of a host one rate: modules, and the rates that attention code reads."""
-    if rate is None:
-        return
+def set_dropout(model: PreTrainedModel, rate: float | None, attention: float | None) -> None:
+    """Give every dropout of a host one rate, and those inside of attention one of their own.
+
+    rate: None keeps the host's. attention: None = the same. Modules and the rates that a host's
+    code reads are set.
+    """
+    inside = {
+        view.module.get_submodule(leaf.path.rpartition(".")[0])
+        for view in blocks_of(model, find_family(model))
+        for leaf, _ in view.leaves("attention")
+        if leaf.role in ("query", "fused")
+    }
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = rate
-        for name in ("attention_dropout", "dropout_rate"):
+        wanted = attention if module in inside and attention is not None else rate
+        if wanted is None:
+            continue
+        for child in module.children():
+            if isinstance(child, nn.Dropout):
+                child.p = wanted
+        for name in RATES:
             if isinstance(getattr(module, name, None), float):
-                setattr(module, name, rate)
+                setattr(module, name, wanted)
 
 
 def freeze(model: PreTrainedModel, what: str) -> None:
