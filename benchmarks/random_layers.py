@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 import statistics
 import string
-from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -30,7 +29,7 @@ from turnout.hosts.cut import keep_layers
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks import ClassificationConfig, ClassificationTask
 from turnout.train.config import TrainConfig
-from turnout.train.data import encode
+from turnout.train.data import encode, listed
 from turnout.train.fit import fit
 from turnout.train.host import open_host
 
@@ -66,7 +65,7 @@ class Judge:
 
     def __init__(self, task: Any, tokenizer: Any, rows: datasets.Dataset) -> None:
         encoded = task.encode(rows, tokenizer)
-        self.rows = [dict(row) for row in encoded]
+        self.rows = listed(encoded)
         self.collate, self.gold = task.collator(tokenizer), task.references(rows)
 
     @torch.inference_mode()
@@ -108,7 +107,7 @@ def measure(benchmark: Benchmark, seed: int) -> list[Row]:
         if trained == "random":
             turnout.install(model, [JUMP])
         out = WORK / f"random-{trained}-{seed}{'-quick' if benchmark.quick else ''}"
-        data = replace(encode(task, raw, tokenizer), references=None)
+        data = encode(task, raw, tokenizer)
         fit(model, data, config, ObjectivesConfig(), out, title=trained)
         rows.append(_row(model, task, tokenizer, raw["test"], trained, seed))
     return rows

@@ -181,7 +181,6 @@ import resource, sys
 from turnout.errors import UserError
 from turnout.recipe import load
 from turnout.train import pipeline
-from turnout.train.data import encode
 recipe = load(sys.argv[1], sys.argv[4:])
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 try:

@@ -7,7 +7,7 @@ isinstance checks, output recording and activation checkpointing stay those of t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,6 @@ from turnout.execute.narrow import Narrowed, is_weighted
 from turnout.execute.rows import modulate
 from turnout.execute.span import Span, SpanStop
 from turnout.flow import Flow
-
-if TYPE_CHECKING:
-    pass
 
 
 class RoutedBlock(nn.Module):

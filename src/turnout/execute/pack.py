@@ -117,11 +117,11 @@ class Pool:
         at = np.flatnonzero(chosen_B)
         if not len(at):
             return []
-        longest = max(self._longest, int(pack.lengths[at].max()))
+        own = int(pack.lengths[at].max())
+        longest = max(self._longest, own)
         full = []
         if self._parts and (self._rows + len(at)) * longest > self.fill:
-            full = self.flush()
-            longest = int(pack.lengths[at].max())
+            full, longest = self.flush(), own
         self._parts.append((pack, at))
         self._rows, self._longest = self._rows + len(at), longest
         return full + self.flush() if self._rows * longest >= self.fill else full

@@ -30,6 +30,7 @@ from turnout.measure.config import MeasureConfig
 from turnout.measure.heat import choose, heatmap
 from turnout.measure.results import Heatmap, Machine, Results, TaskSummary
 from turnout.tasks.base import Task
+from turnout.train.data import listed
 from turnout.train.precision import resolve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -68,7 +69,7 @@ def measure_models(
     material = Material(
         task,
         encoded,
-        [dict(row) for row in encoded],
+        listed(encoded),
         task.references(chosen),
         task.collator(tokenizer),
         config.batch_tokens,

@@ -111,7 +111,7 @@ class ExitRouter(Router):
 
     def study(self, rows: datasets.Dataset) -> None:
         """Note which token ids never carry a label, where the rows label tokens."""
-        if not self.host.per_token or not self.host.vocabulary or not len(rows["labels"]):
+        if not self.host.per_token or not self.host.vocabulary or not len(rows):
             return
         ids, labels = (
             torch.from_numpy(np.concatenate([np.asarray(row) for row in rows[name]]))

@@ -25,7 +25,7 @@ class RandomJumpConfig(RouterConfig):
     later layers, ``geometric`` (each further layer ``decay`` times as likely) or ``learned``
     (trained by the score function of the task loss). inference: jump in inference too. A budget
     below 1 sets p in inference so that this share of the layers runs on average; with p = 1 some
-    layers still run, so there is a floor (``RandomJumpRouter.floor``), and a warning below it."""
+    layers still run, so there is a floor (``share`` at p = 1), and a warning below it."""
 
     kind: Literal["random-jump"] = "random-jump"
     granularity: Literal["batch", "sequence"] = "sequence"
@@ -68,10 +68,6 @@ class RandomJumpRouter(Router):
     def share(self, depth: int, p: float) -> float:
         """Expected share of the routed layers that run with jump probability p."""
         return _share(self.targets(depth).exp().tolist(), p)
-
-    def floor(self, depth: int) -> float:
-        """The least share of the routed layers that a path can run on average."""
-        return self.share(depth, 1.0)
 
     def probability(self, depth: int, budget: float) -> float:
         """The jump probability that spends a budget on average (bisection; share falls with p)."""

@@ -21,7 +21,7 @@ from turnout.train.calibrate import calibrate
 from turnout.train.data import Data, encode, listed
 from turnout.train.fit import fit, freeze
 from turnout.train.host import host_labels, open_host
-from turnout.train.saving import load_host, note_dial, save
+from turnout.train.saving import load_host, save
 
 CALIBRATION_ROWS = 512
 Say = Callable[[str], None]
@@ -115,7 +115,6 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     routing.budget = recipe.train.budget
     rows = data.validation.select(range(min(len(data.validation), CALIBRATION_ROWS)))
     calibrate(model, listed(rows), data.collate, recipe.measure.batch_tokens)
-    note_dial(model)
     save(model, data.tokenizer, run.routed)
     _tell_score(model, data, start, say)
 

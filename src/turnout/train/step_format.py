@@ -8,7 +8,7 @@ bf16 is tried with plain attention products too.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -45,8 +45,8 @@ def step_format(
 ) -> tuple[StepFormat, dict[StepFormat, float]]:
     """The format to train a model in, and the seconds of a step in each format timed just now.
 
-    batch: labelled inputs of a usual size. Nothing of the model is changed,
-    and no random number is taken from the generators.
+    batch: labelled inputs of a usual size. Nothing of the model is changed, and no random number
+    is taken from the generators.
     """
     if wanted == "fp32":
         return FP32, {}
@@ -66,16 +66,17 @@ def step_format(
 
 
 @contextmanager
-def attention_of(model: PreTrainedModel, format_: StepFormat) -> Any:
+def attention_of(model: PreTrainedModel, format_: StepFormat) -> Iterator[None]:
     """Give a model the format's attention inside, and its own back afterwards."""
+    if format_.attention is None:
+        yield
+        return
     before = model.config._attn_implementation or "eager"
-    if format_.attention is not None:
-        model.set_attn_implementation(format_.attention)
+    model.set_attn_implementation(format_.attention)
     try:
         yield
     finally:
-        if format_.attention is not None:
-            model.set_attn_implementation(before)
+        model.set_attn_implementation(before)
 
 
 def _timed(
