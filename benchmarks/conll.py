@@ -23,7 +23,8 @@ def recipe(task: dict[str, Any], seed: int, quick: bool) -> Any:
         "train": {
             "epochs": 1.0 if quick else 4.0,
             "routed_epochs": 1.0 if quick else 3.0,
-            "dropout": 0.0,
+            "dropout": 0.1,
+            "attention_dropout": 0.0,
             "freeze": "none" if not quick else "embeddings",
             "learning_rate": 3e-4,
             "routed_learning_rate": 1e-4,

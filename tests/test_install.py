@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from accelerate.hooks import ModelHook, add_hook_to_module
 from hosts_table import BY_NAME
 
 import turnout
@@ -112,6 +113,26 @@ def test_the_spec_is_in_the_config() -> None:
     model = turnout.install(BY_NAME["bert"].build(), [{"kind": "gate", "layers": [-1]}])
     stored = model.config.to_dict()["turnout"]
     assert stored["version"] == 1 and stored["routers"][0]["layers"] == [-1]
+
+
+def test_a_block_that_accelerate_hooked_is_refused() -> None:
+    model = BY_NAME["bert"].build()
+    add_hook_to_module(model.bert.encoder.layer[1].attention, ModelHook())
+    before = [type(module) for module in model.modules()]
+    with pytest.raises(turnout.UserError, match=r"block 1 of encoder\.layer is spread"):
+        turnout.install(model, ["gate"])
+    assert [type(module) for module in model.modules()] == before
+
+
+def test_routers_must_agree_on_what_stays_visible() -> None:
+    routers = [
+        {"kind": "gate", "site": "attention", "visible": False},
+        {"kind": "random-skip", "layers": [1]},
+    ]
+    with pytest.raises(turnout.UserError, match="visible must be the same"):
+        turnout.install(BY_NAME["bert"].build(), routers)
+    routers[1]["site"] = "ffn"  # nothing of a skipped FFN is seen by others
+    turnout.install(BY_NAME["bert"].build(), routers)
 
 
 def test_two_routers_serve_one_model() -> None:

@@ -121,6 +121,9 @@ def predict(
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in a batch.")] = 4096,
     trace: Annotated[bool, typer.Option(help="Add how many layers ran for each row.")] = False,
     paths: Annotated[int, typer.Option(help="Average so many random paths; adds the spread.")] = 1,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda:1, ...; the GPU, if there is one, if not given.")
+    ] = None,
 ) -> None:
     """Predict the rows of a file: one JSON object a line."""
     _calm()
@@ -128,7 +131,13 @@ def predict(
     from turnout.predict import predict as lines_of
 
     lines = lines_of(
-        run, source, budget=budget, batch_tokens=batch_tokens, trace=trace, paths=paths
+        run,
+        source,
+        budget=budget,
+        batch_tokens=batch_tokens,
+        trace=trace,
+        paths=paths,
+        device=device,
     )
     if output is not None:
         write_text(output, "".join(f"{line}\n" for line in lines))

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from turnout.route import Route, Site, Trace
+from turnout.route import Route, Site, Trace, UnitCost
 
 
-def route_flops_B(route: Route, valid_BT: Tensor, entered: bool = False) -> Tensor:
+def own_costs(sites: Iterable[Site]) -> dict[str, UnitCost]:
+    """Work that each site decides by itself: what routed sub-blocks cost is taken out of their
+    layer, so that the sum over the sites counts nothing twice."""
+    sites = list(sites)
+    found = {site.key: site.cost for site in sites}
+    for site in sites:
+        above = _layer_of(site)
+        if site.kind != "layer" and above in found:
+            found[above] = found[above] - site.cost
+    return found
+
+
+def nested(trace: Trace) -> list[Route]:
+    """The routes as they were carried out: a sub-block runs only where its layer runs too, and
+    each site has its own cost (see ``own_costs``)."""
+    costs = own_costs(route.site for route in trace.values())
+    found = []
+    for key, route in trace.items():
+        weight_BTU = _ran(route.weight_BTU)
+        above = trace.get(_layer_of(route.site))
+        if above is not None and above is not route:
+            weight_BTU = weight_BTU * _ran(above.weight_BTU)
+        found.append(Route(replace(route.site, cost=costs[key]), weight_BTU))
+    return found
+
+
+def route_flops_B(route: Route, valid_BT: Tensor, entered: bool | Tensor = False) -> Tensor:
     """Work of one route per sequence, in FLOPs, shape (B,), differentiable through the weights.
 
     A weight counts by its *value* (1 for a unit that runs), so a straight-through weight passes
     its gradient on. Skipped tokens of a sequence in which something runs cost ``idle``, and
-    those of every sequence when the site was ``entered`` (see Trace).
+    those of the sequences where the site was ``entered`` (see Trace; one bool, or one a sequence).
     """
     cost = route.site.cost
-    weight_BTU = route.weight_BTU
-    ran_BTU = torch.where(weight_BTU.detach() != 0, weight_BTU / _nonzero(weight_BTU), weight_BTU)
-    valid = valid_BT.to(ran_BTU.dtype)
-    rows_B = (ran_BTU.sum(-1) * valid).sum(1)
+    valid = valid_BT.to(route.weight_BTU.dtype)
+    rows_B = (_ran(route.weight_BTU).sum(-1) * valid).sum(1)
     length_B = valid.sum(1)
     runs_B = ((rows_B.detach() > 0) | entered).to(rows_B.dtype)
     idle_B = (length_B * route.site.units - rows_B) * runs_B
@@ -36,26 +61,48 @@ def dense_flops_B(site: Site, valid_BT: Tensor) -> Tensor:
 
 def trace_flops(trace: Trace) -> Tensor:
     """Routed work of one pass, summed over sites and sequences (scalar, FLOPs)."""
-    parts = [
-        route_flops_B(route, trace.valid_BT(route.site.stack), key in trace.entered).sum()
-        for key, route in trace.items()
-    ]
-    return _total(parts)
+    return _total(
+        [
+            route_flops_B(route, trace.valid_BT(route.site.stack), _entered(trace, route)).sum()
+            for route in nested(trace)
+        ]
+    )
+
+
+def trace_dense_flops(trace: Trace) -> Tensor:
+    """What the routed work of one pass would be if everything ran (scalar, FLOPs)."""
+    return _total(
+        [dense_flops_B(r.site, trace.valid_BT(r.site.stack)).sum() for r in nested(trace)]
+    )
 
 
 def trace_share(trace: Trace) -> Tensor:
     """Share of the routed work that was spent, 0..1 (scalar, differentiable)."""
     if not trace:
         raise ValueError("the trace holds no route: run the routed model inside the scope first")
-    dense = _total(
-        [dense_flops_B(r.site, trace.valid_BT(r.site.stack)).sum() for r in trace.values()]
-    )
-    return trace_flops(trace) / dense
+    return trace_flops(trace) / trace_dense_flops(trace)
 
 
-def _nonzero(weight: Tensor) -> Tensor:
-    value = weight.detach()
-    return torch.where(value != 0, value, torch.ones_like(value))
+def _entered(trace: Trace, route: Route) -> bool | Tensor:
+    """In which sequences a site was entered: only in those that its layer, if routed, let in."""
+    site = route.site
+    above = trace.get(_layer_of(site))
+    if site.key not in trace.entered or site.kind == "layer" or above is None:
+        return site.key in trace.entered
+    if above.site.key in trace.entered:
+        return True
+    return (above.active_BT & trace.valid_BT(site.stack)).any(1)
+
+
+def _layer_of(site: Site) -> str:
+    """The key of the layer that a site stands in."""
+    return f"{site.stack}.{site.layer}.layer"
+
+
+def _ran(weight_BTU: Tensor) -> Tensor:
+    """1 where a unit ran and 0 elsewhere, with the gradient of the weights."""
+    value = weight_BTU.detach()
+    return torch.where(value != 0, weight_BTU / torch.where(value != 0, value, 1.0), weight_BTU)
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:

@@ -51,14 +51,15 @@ def install(model: PreTrainedModel, routers: Sequence[RouterSpec]) -> PreTrained
         raise UserError("install needs at least one router, for example {'kind': 'exit'}")
     family = find_family(model)
     views = blocks_of(model, family)
-    built = _build(configs, views, host_shape(model))
-    hidden = any(not config.visible for config in configs)
-    if hidden and not all(view.stack.hideable for view in views):
-        raise UserError("visible: false removes tokens from attention: encoders only")
+    hidden = _hidden(configs, views)
+    built = _build(configs, views, host_shape(model), hidden)
+    for view in views:
+        _check_block(model, view)
     device = next(model.parameters()).device
     stacks = {view.stack.name: view.stack for view in views}
     costs = {(view.stack.name, view.layer): price(view, "layer") for view in views}
-    routing = Routing(built, stacks, costs).to(device)
+    spec = {"version": 1, "routers": [c.model_dump(mode="json") for c in configs], "budget": 1.0}
+    routing = Routing(built, stacks, costs, spec).to(device)
     by_key = {site.key: site for site in routing.sites}
     for view in views:
         _attach(model, view, routing, by_key, hidden)
@@ -69,7 +70,7 @@ def install(model: PreTrainedModel, routers: Sequence[RouterSpec]) -> PreTrained
         model.register_forward_hook(routing.end, with_kwargs=True),
     )
     object.__setattr__(model, "_turnout_hooks", handles)
-    model.config.turnout = {"version": 1, "routers": [c.model_dump(mode="json") for c in configs]}
+    model.config.turnout = spec
     return model
 
 
@@ -88,12 +89,39 @@ def uninstall(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+def _hidden(configs: Sequence[RouterConfig], views: list[BlockView]) -> bool:
+    """Are skipped tokens taken out of attention: one answer for all routers that skip attention."""
+    said = {config.visible for config in configs if config.site != "ffn"}
+    if len(said) > 1:
+        raise UserError("visible must be the same for all routers at sites layer and attention")
+    if False in said and not all(view.stack.hideable for view in views):
+        raise UserError("visible: false removes tokens from attention: encoders only")
+    return False in said
+
+
+def _check_block(model: PreTrainedModel, view: BlockView) -> None:
+    """Raise UserError for what would fail or be passed by once the classes are swapped."""
+    hooked = [name for name, module in view.module.named_modules() if hasattr(module, "_hf_hook")]
+    if hooked:
+        raise UserError(
+            f"block {view.layer} of {view.stack.blocks} is spread over devices by accelerate "
+            "(device_map), whose hooks would run it whole: load the model on one device"
+        )
+    if view.layer == 0 and view.stack.embeddings:
+        try:
+            model.base_model.get_submodule(view.stack.embeddings)
+        except AttributeError as error:
+            raise UserError(
+                f"{type(model).__name__} has no {view.stack.embeddings!r} (embeddings of stack "
+                f"{view.stack.name}): {error}; see docs/hosts.md"
+            ) from None
+
+
 def _build(
-    configs: Sequence[RouterConfig], views: list[BlockView], host: HostShape
+    configs: Sequence[RouterConfig], views: list[BlockView], host: HostShape, hidden: bool
 ) -> dict[str, Router]:
     built: dict[str, Router] = {}
     taken: dict[str, str] = {}
-    hidden = any(not config.visible for config in configs)
     for config in configs:
         every = [site_of(view, config.site, hidden) for view in views]
         _check_layers(config, every)

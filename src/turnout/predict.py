@@ -15,6 +15,7 @@ from turnout.execute.pool import BulkResult, predict_bulk
 from turnout.run import open_run
 from turnout.tasks.base import IGNORED, Task
 from turnout.train.data import listed, predictions_of
+from turnout.train.precision import moved
 
 
 def predict(
@@ -25,17 +26,20 @@ def predict(
     batch_tokens: int = 4096,
     trace: bool = False,
     paths: int = 1,
+    device: str | None = None,
 ) -> Iterator[str]:
     """JSON lines for the rows of a file, or of standard input ("-", a text a line), in their order.
 
     budget: share of the routed work that may be spent; None = the one that the run was trained
     for. trace: adds ``layers_run``, how many layers (or parts of layers) ran for the row. paths:
     averages the probabilities of so many random paths and adds ``spread``, their largest standard
-    deviation. Raises UserError: not a run, a budget outside 0..1, paths below 1 or without a random
-    router, and whatever is wrong with the file.
+    deviation. device: as torch names it; None = the GPU where there is one.
+
+    Raises UserError: not a run, a budget outside 0..1, a device that is not there, paths below 1 or
+    without a random router, and whatever is wrong with the file.
     """
     opened = open_run(run)
-    task, model = opened.task(), opened.load_routed()
+    task, model = opened.task(), moved(opened.load_routed(), device)
     routing: Any = model.turnout
     if budget is not None:
         routing.budget = budget
@@ -73,7 +77,8 @@ def _averaged(
     each = [np.stack([_softmax(run.logits[i]) for run in runs]) for i in range(len(rows))]
     logits = [np.log(found.mean(0).clip(1e-12)) for found in each]
     units = np.mean([run.units for run in runs], axis=0)
-    result = BulkResult(logits, units, runs[0].use, float(np.mean([run.share for run in runs])))
+    share, saved = (float(np.mean([getattr(run, n) for run in runs])) for n in ("share", "saved"))
+    result = BulkResult(logits, units, runs[0].use, share, saved)
     return result, [float(found.std(0).max()) for found in each]
 
 
@@ -98,7 +103,7 @@ def _lines(
             out["layers_run"] = round(float(units), 3)
         if apart is not None:
             out["spread"] = round(apart, 4)
-        yield json.dumps(out, ensure_ascii=False)
+        yield json.dumps(out, ensure_ascii=False, default=str)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

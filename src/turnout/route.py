@@ -30,6 +30,15 @@ class UnitCost:
     pair: float = 0.0
     bytes: int = 0
 
+    def __sub__(self, other: UnitCost) -> UnitCost:
+        """The work that is left when a part of it is counted elsewhere."""
+        return UnitCost(
+            self.row - other.row,
+            self.idle - other.idle,
+            self.pair - other.pair,
+            self.bytes - other.bytes,
+        )
+
 
 @dataclass(frozen=True)
 class Site:

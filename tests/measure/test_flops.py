@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import turnout
 from turnout.execute.pool import predict_bulk
-from turnout.measure.flops import dense_flops, depth_of, mean_flops, watch_savings
+from turnout.measure.flops import dense_flops, depth_of, mean_flops
 
 LENGTHS = (4, 9, 9, 6, 3)
 ROWS = [
@@ -51,12 +51,9 @@ def test_one_row_a_batch_counts_what_torch_counts(site: str, granularity: str) -
     head = 2 * model.classifier.weight.numel() * sum(LENGTHS)
     with fixed_router():
         turnout.install(model, [FixedConfig(site=site, granularity=granularity)])
-    with (
-        watch_savings(model) as saved,
-        FlopCounterMode(display=False) as counter,
-    ):
+    with FlopCounterMode(display=False) as counter:
         result = predict_bulk(model, ROWS, collate, batch_tokens=1)
-    counted = mean_flops(model, np.array(LENGTHS), result.units, saved) * len(ROWS)
+    counted = mean_flops(model, np.array(LENGTHS), result) * len(ROWS)
     assert counter.get_total_flops() == pytest.approx(counted + head, rel=1e-6)
 
 
@@ -64,8 +61,22 @@ def test_pooled_rows_count_the_blocks_that_ran() -> None:
     model = turnout.install(BY_NAME["bert"].build(), [{"kind": "random-skip", "rate": 0.5}])
     model.turnout.seed = 3
     lengths = np.array(LENGTHS)
-    with watch_savings(model) as saved:
-        result = predict_bulk(model, ROWS, collate)
-    assert saved.flops == 0.0 and 0 < result.units.sum() < LAYERS * len(ROWS)
+    result = predict_bulk(model, ROWS, collate)
+    assert 0 < result.units.sum() < LAYERS * len(ROWS)
     expected = (dense_flops(model, lengths) * result.units / LAYERS).mean()
-    assert mean_flops(model, lengths, result.units, saved) == pytest.approx(expected)
+    assert mean_flops(model, lengths, result) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("granularity", ["sequence", "token"])
+@pytest.mark.parametrize("inner", ["attention", "ffn"])
+def test_a_sub_block_in_a_routed_layer_is_counted_once(inner: str, granularity: str) -> None:
+    model = BY_NAME["roberta"].build("eager")
+    head = 2 * model.classifier.weight.numel() * sum(LENGTHS)
+    with fixed_router():
+        sites = ("layer", inner)
+        turnout.install(model, [FixedConfig(site=s, granularity=granularity) for s in sites])
+    with FlopCounterMode(display=False) as counter:
+        result = predict_bulk(model, ROWS, collate, batch_tokens=1)
+    counted = mean_flops(model, np.array(LENGTHS), result) * len(ROWS)
+    assert counter.get_total_flops() == pytest.approx(counted + head, rel=1e-6)
+    assert 0 <= result.share < 1 and (result.units >= 0).all()

@@ -34,6 +34,12 @@ def run(model: PreTrainedModel, budget: float = 0.5) -> tuple[torch.Tensor, Trac
         return model(**BY_NAME[name].inputs()).logits, trace
 
 
+def heads_of(router: Any, model: PreTrainedModel) -> list[torch.Tensor]:
+    """Logits of every head in the last pass."""
+    memory = model.turnout.current_flow().memory
+    return [memory[(site.key, "logits")] for site in router.sites]
+
+
 def ran(trace: Trace) -> list[float]:
     return [float(route.weight_BTU.mean()) for route in trace.values()]
 
@@ -88,7 +94,7 @@ def test_the_cascade_adds_the_earlier_answer() -> None:
         router.heads[1].carry.fill_(2.0)
     model.train()
     model(**HOST.inputs())
-    first, second, _ = router.head_logits(model.turnout.current_flow())
+    first, second, _ = heads_of(router, model)
     with torch.no_grad():
         router.heads[1].carry.zero_()
     torch.manual_seed(0)
@@ -119,7 +125,8 @@ def test_a_sequence_of_labels_does_not_wait_for_tokens_that_carry_none() -> None
     (router,) = model.turnout.all_routers()
     with torch.no_grad():
         router.heads[1].weight.mul_(100)
-    _, trace = run(model, budget=0.7)
+    budget = 1 - 0.3 / router.ceiling  # uncalibrated: who is unsure by 0.3 or less leaves
+    _, trace = run(model, budget)
     assert ran(trace)[1] > 0
     ids_BT = BY_NAME["roberta"].inputs()["input_ids"]
     logits = model.turnout.current_flow().memory[("encoder.1.layer", "logits")]
@@ -127,7 +134,7 @@ def test_a_sequence_of_labels_does_not_wait_for_tokens_that_carry_none() -> None
     labels_BT = torch.where(torch.isin(ids_BT, unsure), -100, 0)
     columns = {"input_ids": ids_BT.tolist(), "labels": labels_BT.tolist()}
     router.study(datasets.Dataset.from_dict(columns))
-    _, trace = run(model, budget=0.7)
+    _, trace = run(model, budget)
     assert ran(trace)[1] == 0.0
     assert sorted(router.unlabelled.nonzero().flatten().tolist()) == unsure.tolist()
     labels_BT[:, :] = 0  # each of them is seen with a label now
@@ -143,6 +150,8 @@ def test_pools_read_real_tokens(pool: str) -> None:
     found = head._pooled(state, mask)
     spoilt = state.masked_fill(~mask[:, :, None], 99.0)
     assert torch.equal(found, head._pooled(spoilt, mask)), "padding was read"
+    left = head._pooled(torch.tensor([[[9.0], [9.0], [4.0], [5.0]]]), mask[1:].flip(1))
+    assert torch.equal(left, found[1:]), "padding on the left was read"
     if pool == "attend":  # a few weighted means, and the plain mean last
         assert found.shape == (2, QUERIES + 1) and found[:, -1].tolist() == [1.5, 4.5]
         return
@@ -156,6 +165,32 @@ def test_training_runs_every_layer_and_gives_every_head() -> None:
         model(**HOST.inputs())
     assert ran(trace) == [1.0] * LAYERS
     (router,) = model.turnout.all_routers()
-    assert [tuple(x.shape) for x in router.head_logits(model.turnout.current_flow())] == [
-        (3, 3)
-    ] * 3
+    assert [tuple(x.shape) for x in heads_of(router, model)] == [(3, 3)] * 3
+
+
+@pytest.mark.parametrize("criterion", ["confidence", "learned"])
+def test_heads_stay_in_float32_under_autocast(criterion: str) -> None:
+    model = routed(criterion=criterion).train()
+    labels = torch.zeros(3, dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(**HOST.inputs()).logits
+    (router,) = model.turnout.all_routers()
+    flow = model.turnout.current_flow()
+    assert all(value.dtype == torch.float32 for value in heads_of(router, model))
+    loss = router.losses(flow, logits, labels, None)["exits"]
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in router.parameters())
+
+
+def test_before_calibration_a_budget_is_a_part_of_the_largest_score() -> None:
+    model = routed()
+    (router,) = model.turnout.all_routers()
+    assert router.level(0.25) == pytest.approx(0.75 * (1 - 1 / 3))
+    _, trace = run(model, budget=0.01)  # nobody can be less sure than by chance
+    assert ran(trace)[0] == 0.0
+
+
+def test_outputs_as_a_tuple_are_refused() -> None:
+    with pytest.raises(turnout.UserError, match="return_dict=True"):
+        routed()(**HOST.inputs(), return_dict=False)

@@ -31,3 +31,17 @@ def test_bad_json_lines(write, content, message):
 def test_csv_has_no_place_for_words(write):
     with pytest.raises(UserError, match=r"CoNLL columns, \.jsonl or \.parquet, not \.csv"):
         read_tagged(write("a.csv", "a,O\n"), "train", 0, -1, "auto")
+
+
+@pytest.mark.parametrize(
+    "content", ["-DOCSTART- O\n\nEU B-ORG\n", "EU B-ORG\nsays O\n\nBonn B-LOC\nis O\nhere O\n"]
+)
+def test_columns_under_a_name_for_texts_are_refused(write, content):
+    path = write("test.txt", content)
+    with pytest.raises(UserError, match=r"holds CoNLL columns.*\.conll"):
+        read_words(path, 0)
+    assert read_words(write("test.conll", content), 0)[-1][0] in ("EU", "Bonn")
+    assert read_words(write("texts.txt", "one text\nof two words\n"), 0) == [
+        ["one", "text"],
+        ["of", "two", "words"],
+    ]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hosts_table import HOSTS, Host
 from transformers import PreTrainedModel
 
 import turnout
@@ -100,3 +101,32 @@ def test_what_cannot_be_calibrated(work: Any, rows: Any) -> None:
     with pytest.raises(UserError, match="scores that are not finite"):
         turnout.calibrate(model, rows, work.collate)
     assert model.turnout.budget == 1.0
+
+
+def rows_of(host: Host) -> list[dict[str, Any]]:
+    """The host's own inputs, a dict a row; a decoder has to read its inputs off the labels."""
+    inputs = host.inputs()
+    if host.reads == "pairs":
+        inputs["labels"] = inputs.pop("decoder_input_ids")
+        inputs.pop("decoder_attention_mask")
+    return [{name: value[i].tolist() for name, value in inputs.items()} for i in range(3)]
+
+
+def stacked(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+
+
+@pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
+def test_every_host_has_a_dial(host: Host) -> None:
+    model = host.build()
+    turnout.install(model, [{"kind": "gate", "site": "ffn", "granularity": "token"}])
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.turnout.parameters():
+        parameter.data.normal_(generator=generator)
+    rows = rows_of(host)
+    table = turnout.calibrate(model, rows, stacked)
+    with model.turnout.at(0.5):
+        found = predict_bulk(model, rows, stacked, batch_tokens=1)
+    least = min(share for _, share in table)
+    assert 0 <= least < 0.5 and 0.2 < found.share < 0.8
+    assert len(found.logits) == 3 and all(np.isfinite(row).all() for row in found.logits)

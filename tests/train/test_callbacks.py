@@ -14,18 +14,19 @@ from turnout.train.callbacks import WINDOW, CollapseCallback
 from turnout.train.precision import faster_precision, resolve
 
 
-def said_by(gate: dict[str, Any], spread: float) -> list[str]:
+def said_by(gate: dict[str, Any], spread: float, budget: float = 1.0) -> list[str]:
     """What the alarm says of a gate, over one window of real forward passes."""
     model = turnout.install(BY_NAME["bert"].build(), [{"kind": "gate", **gate}]).train()
     for name, parameter in model.turnout.named_parameters():
         if name.endswith("weight"):
             parameter.data.normal_(std=spread, generator=torch.Generator().manual_seed(0))
     said: list[str] = []
-    alarm = CollapseCallback(said.append)
+    alarm = CollapseCallback(said.append, budget)
     inputs = BY_NAME["bert"].inputs()
     for step in range(1, WINDOW + 1):
         model(**inputs)
-        alarm.on_step_end(None, SimpleNamespace(global_step=step), None, model=model)
+        state = SimpleNamespace(global_step=step, max_steps=WINDOW)
+        alarm.on_step_end(None, state, None, model=model)
     return said
 
 
@@ -33,6 +34,12 @@ def test_a_site_that_never_runs_is_told_once_each() -> None:
     said = said_by({"open": -20.0}, spread=0.0)
     assert len(said) == len(set(said)) > 0
     assert all("hardly ever runs" in text and "balance" in text for text in said)
+
+
+def test_gates_that_stay_open_are_told() -> None:
+    said = said_by({"open": 20.0}, spread=0.0, budget=0.5)
+    assert said == [text for text in said if "run 100% of their units, and 50% was asked" in text]
+    assert len(said) == 1 and not said_by({"open": 20.0}, spread=0.0, budget=0.9)
 
 
 def test_the_same_decision_for_every_input_is_told() -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def test_round_trip(spec: dict[str, Any], tmp_path: Path) -> None:
     # and once more, from the loaded one
     again.save_pretrained(tmp_path / "second")
     assert torch.equal(answers(turnout.load(tmp_path / "second")), answers(model))
+
+
+def test_the_budget_is_saved_without_any_calibration(tmp_path: Path) -> None:
+    model = routed({"kind": "random-skip", "rate": 0.5})
+    model.turnout.budget = 0.25
+    with model.turnout.at(0.75):
+        pass
+    deepcopy(model).save_pretrained(tmp_path)
+    assert turnout.load(tmp_path).turnout.budget == 0.25
 
 
 def test_dtype_is_passed_on_and_routers_stay_in_float32(tmp_path: Path) -> None:

@@ -6,14 +6,21 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+import tiny
 import torch
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import BertForTokenClassification, PreTrainedModel, TrainerCallback
 
 import turnout
 from turnout.execute.pool import predict_bulk
 from turnout.objectives import ObjectivesConfig
+from turnout.tasks.ner import NERConfig, NERTask
 from turnout.train import fit as fit_module
+from turnout.train.config import TrainConfig
+from turnout.train.data import encode
+from turnout.train.fit import fit
+from turnout.train.step_format import StepFormat
 from turnout.train.trainer import LengthGroups, last_checkpoint
 
 ROUTERS = {
@@ -48,6 +55,33 @@ def test_accumulation_changes_neither_loss_nor_gradient(work: Any, kind: str) ->
     split = work.fit(parts, "split", train=train, batch_size=4, accumulate=2, max_steps=1)
     for name in ("loss", "grad_norm"):
         assert first_log(split)[name] == pytest.approx(first_log(whole)[name], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["none", "exit"])
+def test_accumulation_counts_labels_not_batches(kind: str, tmp_path: Path) -> None:
+    """Sentences of 1 to 8 words: the micro-batches hold quite different numbers of labels."""
+    lines = [
+        "\n".join(f"{word} {tag}" for word, tag in [("good", "B-A"), ("film", "O")] * half)
+        for half in (4, 3, 1, 1)
+    ]
+    (tmp_path / "train.conll").write_text("\n\n".join(lines) + "\n")
+    task = NERTask(NERConfig(train=str(tmp_path / "train.conll"), max_length=16))
+    raw = task.load()
+    raw["train"] = datasets.concatenate_datasets([raw["train"], raw["validation"]])
+    data = encode(task, raw, tiny.tokenizer())
+    logs = []
+    for batch, accumulate in ((4, 1), (2, 2)):
+        torch.manual_seed(3)
+        model = BertForTokenClassification(tiny.bert_config(num_labels=len(task.labels)))
+        if ROUTERS[kind] is not None:
+            turnout.install(model, [ROUTERS[kind]])
+        config = TrainConfig(
+            batch_size=batch, accumulate=accumulate, max_steps=1, precision="fp32", dropout=0.0
+        )
+        out = tmp_path / f"{batch}"
+        logs.append(first_log(fit(model, data, config, ObjectivesConfig(), out, progress=False)))
+    for name in ("loss", "grad_norm"):
+        assert logs[1][name] == pytest.approx(logs[0][name], rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["none", "exit", "gate", "random-skip"])
@@ -169,6 +203,33 @@ def test_patience_stops_and_brings_the_best_back(work: Any) -> None:
         assert trainer.task_score() == pytest.approx(max(scores))
 
 
+def test_going_on_keeps_the_number_format_and_the_patience(
+    work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, said = build(work, "exit"), []
+    references = work.task.references(work.raw["validation"])
+    settings: dict[str, Any] = dict(
+        epochs=40, patience=3, learning_rate=0.0, router_learning_rate=0.0, evaluate_every=1,
+        references=references,
+    )  # fmt: skip
+    monkeypatch.setattr(
+        fit_module, "step_format", lambda *args: (StepFormat(bf16=True, attention="eager"), {})
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module, "ProgressLine", lambda *args, **kwargs: StopAt(2))
+        with pytest.raises(KeyboardInterrupt):
+            work.fit(deepcopy(model), "stopped", precision="auto", **settings)
+    monkeypatch.setattr(fit_module, "step_format", lambda *args: pytest.fail("timed again"))
+    trainer = work.fit(model, "stopped", precision="auto", say=said.append, **settings)
+    assert trainer.args.bf16 and any("tokens/s" in text for text in said)
+    # one validation is the best, and three more without a gain end it: as without the stop
+    assert trainer.state.global_step == 4
+    assert "_original_forward" not in model.__dict__  # no autocast is left around the model
+    with torch.no_grad():
+        logits = model(**work.collate([dict(row) for row in work.rows["train"].select([0])])).logits
+    assert logits.dtype == torch.float32
+
+
 def test_groups_are_a_function_of_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         groups = LengthGroups([place % 7 for place in range(40)], 4, seed)
@@ -189,3 +250,6 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(work: Any, tmp_path: Path)
     assert last_checkpoint(tmp_path / "out") == str(tmp_path / "out" / "checkpoint-1")
     assert not cut.exists()
     assert last_checkpoint(tmp_path / "nothing") is None
+    (weights,) = (tmp_path / "out" / "checkpoint-1").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert last_checkpoint(tmp_path / "out") is None

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from turnout.demo.data import fetch
 from turnout.errors import UserError
+from turnout.hosts.cut import cuts_of
 from turnout.measure.run import measure, static_models
 from turnout.measure.table import table
 from turnout.measure.words import headline
@@ -76,10 +77,9 @@ def _demo(out: Path, cache: Path, quick: bool, minutes: float) -> None:
     clock.say("training the dense host, then the routed model")
     run = train(recipe, out, say=clock.say)
     clock.say("training cut models, the opponents that routing has to beat")
-    task = run.task()
-    static_models(
-        run, recipe.measure, run.load_dense(), task, task.load(), run.tokenizer(), say=clock.say
-    )
+    task, dense = run.task(), run.load_dense()
+    cuts = cuts_of(dense, recipe.measure.static)
+    static_models(run, cuts, dense, task, task.load(), run.tokenizer(), say=clock.say)
     clock.say("measuring all of them, in turns, on the same test sentences")
     results = measure(run, command="python -m turnout.demo", say=clock.say)
     console = Console()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,23 +10,50 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from turnout.cost import nested, trace_dense_flops, trace_flops
 from turnout.flow import Flow
+from turnout.route import UnitCost
 
 Row = Mapping[str, Any]
 Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
+ROUGH = 512
 
 
 class Meter:
-    """Counts what ran."""
+    """Counts what ran.
+
+    units: blocks of each example. sites: examples by site key, parts of an example included.
+    spent, whole: routed work in FLOPs, and what it would be if everything ran.
+    """
 
     def __init__(self, examples: int) -> None:
         self.units = np.zeros(examples)
         self.sites: dict[str, float] = {}
-        self.tokens: dict[str, float] = {}
+        self.spent = self.whole = 0.0
 
-    def ran(self, key: str, shares: np.ndarray, lengths: np.ndarray) -> None:
-        self.sites[key] = self.sites.get(key, 0.0) + float(shares.sum())
-        self.tokens[key] = self.tokens.get(key, 0.0) + float((shares * lengths).sum())
+    def ran(self, key: str, examples: float) -> None:
+        """So many examples ran at a site."""
+        self.sites[key] = self.sites.get(key, 0.0) + examples
+
+
+def whole_flops(cost: UnitCost, lengths: np.ndarray) -> float:
+    """Work of examples of these lengths that run whole, in FLOPs."""
+    tokens = lengths.astype(np.float64)
+    return float((cost.row * tokens + cost.pair * tokens**2).sum())
+
+
+def lengths_of(rows: Sequence[Row]) -> np.ndarray:
+    """Real tokens of each row. Rows without token ids (sound, images) count one for each
+    ROUGH numbers: good enough to group them and to size batches."""
+    found = [
+        sum(row["attention_mask"])
+        if "input_ids" in row and "attention_mask" in row
+        else len(row["input_ids"])
+        if "input_ids" in row
+        else -(-np.asarray(next(iter(row.values()))).size // ROUGH)
+        for row in rows
+    ]
+    return np.array(found, dtype=np.int64)
 
 
 def groups_by_length(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
@@ -36,6 +64,23 @@ def groups_by_length(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndar
         size = max(1, batch_tokens // max(1, int(lengths[order[at]])))
         yield order[at : at + size]
         at += size
+
+
+def inputs_of(model: Any, rows: Sequence[Row], collate: Collate) -> dict[str, Any]:
+    """What a model is called with for some rows, on its device.
+
+    Labels stay out, but a decoder's inputs are read off them where there are none; a cache of keys
+    and values, which one pass does not need, is turned off.
+    """
+    batch = collate([dict(row) for row in rows])
+    labels = batch.pop("labels", None)
+    if labels is not None and labels.ndim == 2 and model.config.is_encoder_decoder:
+        shifted = model.prepare_decoder_input_ids_from_labels
+        batch.setdefault("decoder_input_ids", shifted(labels=labels))
+    inputs: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items()}
+    if "use_cache" in inspect.signature(type(model).forward).parameters:
+        inputs["use_cache"] = False
+    return inputs
 
 
 class Batches:
@@ -50,7 +95,7 @@ class Batches:
         collate: Collate,
         batch_tokens: int,
         meter: Meter,
-        logits: list[np.ndarray | None],
+        logits: list[np.ndarray | None] | None,
     ) -> None:
         self.model, self.rows, self.collate = model, rows, collate
         self.places, self.lengths = places, lengths[places]
@@ -63,32 +108,38 @@ class Batches:
         for group in groups_by_length(self.lengths, self.batch_tokens):
             inputs = self.batch(group)
             outputs = self.model(**inputs)
-            self.answer(group, outputs["logits"], inputs.get("attention_mask"))
+            self.answer(group, outputs["logits"], self._token_mask(inputs, outputs["logits"]))
             if self.routing is not None:
                 self._count(group, self.routing.current_flow())
 
-    def batch(self, group: np.ndarray) -> dict[str, Tensor]:
-        """The collated inputs of a group, without labels."""
-        batch = self.collate([dict(self.rows[i]) for i in self.places[group]])
-        batch.pop("labels", None)
-        return {name: value.to(self.device) for name, value in batch.items()}
+    def batch(self, group: np.ndarray) -> dict[str, Any]:
+        """The model's inputs for a group."""
+        return inputs_of(self.model, [self.rows[i] for i in self.places[group]], self.collate)
 
     def answer(self, group: np.ndarray, logits: Tensor, mask_BT: Tensor | None = None) -> None:
-        """Store the logits of a group without padding, which is on the right without a mask."""
-        masks = None if mask_BT is None else mask_BT.bool().cpu().numpy()
+        """Store the logits of a group; mask_BT: of the tokens whose logits count, None = all."""
+        if self.logits is None:
+            return
+        masks = None if mask_BT is None or logits.ndim < 3 else mask_BT.bool().cpu().numpy()
         for place, (i, row) in enumerate(zip(group, logits.float().cpu().numpy(), strict=True)):
-            if row.ndim == 2:
-                row = row[: self.lengths[i]] if masks is None else row[masks[place]]
-            self.logits[self.places[i]] = row
+            self.logits[self.places[i]] = row if masks is None else row[masks[place]]
+
+    def _token_mask(self, inputs: dict[str, Any], logits: Tensor) -> Tensor | None:
+        """The mask of the inputs where the logits stand for the same tokens."""
+        mask_BT = inputs.get("attention_mask")
+        same = mask_BT is not None and mask_BT.shape == logits.shape[:2]
+        return mask_BT if same and not self.model.config.is_encoder_decoder else None
 
     def _count(self, group: np.ndarray, flow: Flow) -> None:
         units = np.full(len(group), float(len(self.routing.block_costs)))
-        for key, route in flow.trace.items():
+        for route in nested(flow.trace):
             active = route.active_BT.float()
             if active.shape[1] > 1:
                 valid = flow.trace.valid_BT(route.site.stack).float()
                 active = (active * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True)
             share = active[:, 0].double().cpu().numpy()
-            self.meter.ran(key, share, self.lengths[group])
+            self.meter.ran(route.site.key, float(share.sum()))
             units -= (1 - share) * self.routing.part_of_block(route.site)
         self.meter.units[self.places[group]] = units
+        self.meter.spent += float(trace_flops(flow.trace))
+        self.meter.whole += float(trace_dense_flops(flow.trace))

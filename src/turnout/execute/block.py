@@ -28,7 +28,7 @@ class RoutedBlock(nn.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Activation checkpointing keeps the keywords for the second run of `forward`, which may
         # come after another pass has begun. A function, since FSDP copies records it is given.
-        flow = self._turnout.routing.current_flow()
+        flow = self._turnout.routing.open_flow()
         return super().__call__(*args, turnout_flow=lambda: flow, **kwargs)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:

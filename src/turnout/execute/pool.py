@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from turnout.execute.batches import Batches, Collate, Meter, Row
+from turnout.execute.batches import Batches, Collate, Meter, Row, lengths_of
 from turnout.execute.routing import Routing
 from turnout.execute.wavefront import Wavefront
 
@@ -25,14 +25,15 @@ class BulkResult:
 
     logits: one array an example, (C,) or (T, C). units: blocks that ran for each example, a part
     of a block where only some tokens or sub-blocks ran; 0 for an unrouted model. use: by site key,
-    mean share of an example that ran there. share: part of the routed work that was spent, by
-    FLOPs a token, 1 for an unrouted model.
+    mean share of an example that ran there. share: part of the routed work that was spent, in
+    FLOPs, 1 for an unrouted model. saved: FLOPs of all examples that routing did not spend.
     """
 
     logits: list[np.ndarray]
     units: np.ndarray
     use: dict[str, float]
     share: float
+    saved: float
 
 
 def poolable(model: PreTrainedModel) -> bool:
@@ -58,36 +59,32 @@ def predict_bulk(
     batch_tokens: int = 4096,
     window: int = 64,
     pooled: bool | None = None,
+    answers: bool = True,
 ) -> BulkResult:
     """Logits for many encoded rows (``input_ids``, ``attention_mask``, ...).
 
     batch_tokens: tokens, padding included, in one group. window: groups whose states are held at
-    once in pooled work. pooled: None = where it can be done. An unrouted model runs batch by
-    batch in the same groups.
+    once in pooled work. pooled: None = where it can be done. answers: False keeps no logits. An
+    unrouted model runs batch by batch in the same groups.
     """
     model.eval()
     do_pool = poolable(model) if pooled is None else pooled and poolable(model)
     meter = Meter(len(rows))
-    logits: list[np.ndarray | None] = [None] * len(rows)
-    lengths = np.array([len(row["input_ids"]) for row in rows], dtype=np.int64)
+    logits: list[np.ndarray | None] | None = None
+    if answers:
+        logits = [None] * len(rows)
+    lengths = lengths_of(rows)
     work = Wavefront if do_pool else Batches
     for places in _windows(lengths, window * batch_tokens):
         work(model, rows, lengths, places, collate, batch_tokens, meter, logits).run()
     routing: Any = getattr(model, "turnout", None)
     sites = () if routing is None else routing.sites
     use = {site.key: meter.sites.get(site.key, 0.0) / max(1, len(rows)) for site in sites}
-    return BulkResult(logits, meter.units, use, _share(model, meter, lengths))  # type: ignore[arg-type]
+    share = meter.spent / meter.whole if meter.whole else 1.0
+    return BulkResult(logits or [], meter.units, use, share, meter.whole - meter.spent)  # type: ignore[arg-type]
 
 
 def _windows(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
     """The places 0 .. N - 1 in runs of about this many tokens."""
     number = np.cumsum(lengths) // tokens
     return np.split(np.arange(len(lengths)), np.flatnonzero(np.diff(number)) + 1)
-
-
-def _share(model: PreTrainedModel, meter: Meter, lengths: np.ndarray) -> float:
-    routing: Any = getattr(model, "turnout", None)
-    if routing is None:
-        return 1.0
-    spent = sum(meter.tokens.get(site.key, 0.0) * site.cost.row for site in routing.sites)
-    return spent / (float(lengths.sum()) * sum(site.cost.row for site in routing.sites))

@@ -41,6 +41,7 @@ class Routing(nn.Module):
 
     budget: share of the routed work that may be spent, 0..1; set it at any time.
     block_costs: work of every block of the model, routed or not, by (stack, layer).
+    spec: what the model's config says of its routers; the budget is kept there for saving.
     seed: repeats the paths of random routers in inference; None draws a new one each pass.
     """
 
@@ -49,15 +50,17 @@ class Routing(nn.Module):
         routers: dict[str, Router],
         stacks: dict[str, Stack],
         block_costs: dict[tuple[str, int], UnitCost],
+        spec: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.block_costs = block_costs
+        self.block_costs, self.spec = block_costs, spec
         self.routers = nn.ModuleDict(routers)
         self.stacks = stacks
         self.seed: int | None = None
         self.span: Span | None = None
         self._budget = 1.0
         self._flow: Flow | None = None
+        self._under_way = False
         self._by_site = {site.key: router for router in routers.values() for site in router.sites}
         self._names: list[str] = []
 
@@ -70,7 +73,7 @@ class Routing(nn.Module):
     def budget(self, value: float) -> None:
         if not (isinstance(value, int | float) and 0.0 <= value <= 1.0):
             raise UserError(f"budget must be a number from 0 to 1, got {value!r}")
-        self._budget = float(value)
+        self._budget = self.spec["budget"] = float(value)
 
     @contextmanager
     def at(self, budget: float) -> Iterator[None]:
@@ -80,7 +83,7 @@ class Routing(nn.Module):
         try:
             yield
         finally:
-            self._budget = before
+            self.budget = before
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -102,9 +105,16 @@ class Routing(nn.Module):
     def current_flow(self) -> Flow:
         """The pass under way, or the last one: its trace and what the routers remembered."""
         if self._flow is None:
+            raise UserError("there was no forward pass of this routed model yet")
+        return self._flow
+
+    def open_flow(self) -> Flow:
+        """The pass under way. Raises UserError outside of one: an earlier pass's mask and budget
+        would be wrong."""
+        if self._flow is None or not self._under_way:
             raise UserError(
                 "a routed block ran outside of its model: call the model that turnout.install "
-                "was given, not one of its parts"
+                "was given, not one of its parts, and not its forward method"
             )
         return self._flow
 
@@ -127,10 +137,12 @@ class Routing(nn.Module):
             self._names = list(inspect.signature(type(model).forward).parameters)[1:]
         inputs = {**dict(zip(self._names, args, strict=False)), **kwargs}
         self._flow = self.new_flow(model, inputs)
+        self._under_way = True
 
     def end(self, model: nn.Module, args: Any, kwargs: Any, outputs: Any) -> Any:
         """Forward hook of the model: let routers finish, hand the trace to open scopes."""
         flow = self.current_flow()
+        self.close()
         if flow.trace:
             for router in self.all_routers():
                 outputs = router.finish(outputs, flow)
@@ -140,6 +152,10 @@ class Routing(nn.Module):
                 collected.shape_BT.update(flow.trace.shape_BT)
                 collected.entered.update(flow.trace.entered)
         return outputs
+
+    def close(self) -> None:
+        """No block may run until the next pass begins."""
+        self._under_way = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Routing:
         """A copy without the pass under way, whose tensors belong to another graph."""

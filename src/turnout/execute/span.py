@@ -55,3 +55,4 @@ def run_span(
         return end.hidden_BTD
     finally:
         routing.span = None
+        routing.close()

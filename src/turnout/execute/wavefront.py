@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turnout.execute.batches import Batches, groups_by_length
+from turnout.execute.batches import Batches, groups_by_length, whole_flops
 from turnout.execute.pack import Pack, Pool
 from turnout.execute.span import run_span
 from turnout.route import Site
@@ -41,7 +41,8 @@ class Wavefront(Batches):
             packs = self._step(layer, sites.get(layer), packs)
         for pack in packs:
             outputs = run_span(self.model, pack.inputs, depth, None, pack.hidden_BTD)
-            self.answer(pack.rows, outputs["logits"])
+            self.answer(pack.rows, outputs["logits"], pack.mask_BT)
+        self.meter.whole += sum(whole_flops(s.cost, self.lengths) for s in self.router.sites)
 
     def _embed(self) -> Iterator[Pack]:
         """The states that enter the first block, and what random routers key on."""
@@ -56,7 +57,6 @@ class Wavefront(Batches):
 
     def _step(self, layer: int, site: Site | None, packs: deque[Pack]) -> deque[Pack]:
         """One depth: ask, run the block on what must run; returns who is still under way."""
-        key = None if site is None else site.key
         fill = int(self.batch_tokens * FILL)
         running = Pool(fill, self.router.token_memory)
         waiting = Pool(fill, self.router.token_memory)
@@ -68,18 +68,19 @@ class Wavefront(Batches):
             if site is not None:
                 runs_B, gone_B = self._ask(site, pack)
             for full in running.add(pack, runs_B & ~gone_B):
-                under_way.append(self._advance(layer, key, full))
+                under_way.append(self._advance(layer, site, full))
             under_way += waiting.add(pack, ~runs_B & ~gone_B)
-        under_way += [self._advance(layer, key, rest) for rest in running.flush()]
+        under_way += [self._advance(layer, site, rest) for rest in running.flush()]
         under_way += waiting.flush()
         return deque(sorted(under_way, key=lambda pack: -pack.longest))
 
-    def _advance(self, layer: int, key: str | None, pack: Pack) -> Pack:
+    def _advance(self, layer: int, site: Site | None, pack: Pack) -> Pack:
         """Run one block on a pack."""
         pack.hidden_BTD = run_span(self.model, pack.inputs, layer, layer + 1, pack.hidden_BTD)
         self.meter.units[self.places[pack.rows]] += 1
-        if key is not None:
-            self.meter.ran(key, np.ones(len(pack.rows)), pack.lengths)
+        if site is not None:
+            self.meter.ran(site.key, len(pack.rows))
+            self.meter.spent += whole_flops(site.cost, pack.lengths)
         return pack
 
     def _ask(self, site: Site, pack: Pack) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +98,7 @@ class Wavefront(Batches):
         gone_B, logits = done
         gone = gone_B.cpu().numpy()
         if gone.any():
-            self.answer(pack.rows[gone], logits[gone_B])
+            self.answer(pack.rows[gone], logits[gone_B], pack.mask_BT[gone_B])
         return runs, gone
 
 

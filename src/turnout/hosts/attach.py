@@ -79,7 +79,11 @@ def blocks_of(model: PreTrainedModel, family: Family) -> list[BlockView]:
         except AttributeError:
             missing.append(stack.blocks)
             continue
-        assert isinstance(modules, nn.ModuleList)
+        if not isinstance(modules, nn.ModuleList):
+            raise UserError(
+                f"{type(model).__name__}: {stack.blocks} of family {family.name!r} is a "
+                f"{type(modules).__name__}, not a list of blocks; see docs/hosts.md"
+            )
         for layer, module in enumerate(modules):
             view = BlockView(stack, layer, len(modules), module)
             _check_leaves(view, type(model).__name__)

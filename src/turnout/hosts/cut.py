@@ -39,6 +39,23 @@ def static_layers(name: str, depth: int) -> list[int]:
     return places[:count] if end == "first" else places[-count:]
 
 
+def cuts_of(model: PreTrainedModel, names: Sequence[str] | None) -> list[str]:
+    """The cuts to make of a host: those that are named, or (None) a half, a third and every other
+    of its layers, as far as it can be cut. Raises UserError for a name that it does not allow."""
+    views = blocks_of(model, find_family(model))
+    depth = views[0].depth
+    if names is None:
+        if len(views) != depth:
+            return []
+        names = [f"first-{depth // 2}", f"first-{depth // 3}", "every-other"]
+        names = [name for name in names if name != "first-0" and depth > 1]
+    elif names:
+        _check_stacks(model, len(views), depth)
+    for name in names:
+        static_layers(name, depth)
+    return list(dict.fromkeys(names))
+
+
 @torch.no_grad()
 def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
     """A new host of the same class that has copies of only these blocks, in the order of depth.
@@ -51,10 +68,7 @@ def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
         raise UserError("a routed model cannot be cut; call turnout.uninstall(model) first")
     views = blocks_of(model, find_family(model))
     depth, path = views[0].depth, views[0].stack.blocks
-    if len(views) != depth:
-        raise UserError(
-            f"{type(model).__name__} has several stacks of blocks; cutting serves hosts with one"
-        )
+    _check_stacks(model, len(views), depth)
     kept = sorted(set(keep))
     if not kept or kept[0] < 0 or kept[-1] >= depth:
         raise UserError(f"cannot keep blocks {list(keep)} of {depth}: allowed are 0 to {depth - 1}")
@@ -98,3 +112,10 @@ def _copy(cut: PreTrainedModel, state: dict[str, Tensor]) -> None:
             "or choose another cut"
         )
     cut.load_state_dict(state)
+
+
+def _check_stacks(model: PreTrainedModel, blocks: int, depth: int) -> None:
+    if blocks != depth:
+        raise UserError(
+            f"{type(model).__name__} has several stacks of blocks; cutting serves hosts with one"
+        )

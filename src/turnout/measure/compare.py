@@ -10,10 +10,10 @@ import datasets
 import numpy as np
 from tqdm.auto import tqdm
 
-from turnout.execute.batches import Collate, Row
+from turnout.execute.batches import Collate, Row, lengths_of
 from turnout.execute.pool import BulkResult
 from turnout.measure.arms import Entry
-from turnout.measure.flops import dense_flops, depth_of, mean_flops, watch_savings
+from turnout.measure.flops import depth_of, mean_flops
 from turnout.measure.results import Arm, Quality, Seconds, Speedup
 from turnout.measure.stats import bootstrap_interval, median_interval, ratio_interval
 from turnout.measure.timing import interleaved, peak_memory
@@ -38,7 +38,7 @@ class Material:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row."""
-        return np.array([len(row["input_ids"]) for row in self.rows], dtype=np.int64)
+        return lengths_of(self.rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +60,9 @@ def judge(entry: Entry, material: Material) -> Judged:
     def once() -> None:
         found.append(entry.run(material.rows, material.collate, material.batch_tokens))
 
-    with watch_savings(entry.model) as saved:
-        memory = peak_memory(once)
+    memory = peak_memory(once)
     result, task = found[0], material.task
-    if hasattr(entry.model, "turnout"):
-        flops = mean_flops(entry.model, material.lengths, result.units, saved)
-    else:
-        flops = float(dense_flops(entry.model, material.lengths).mean())
+    flops = mean_flops(entry.model, material.lengths, result)
     answers = predictions_of(task, material.encoded, result.logits)
     counts = task.counts(answers, material.references)
     value, low, high = bootstrap_interval(counts, task.score, n=material.bootstrap)

@@ -15,7 +15,8 @@ class MeasureConfig(BaseModel):
     """Measurement of the dense host, the routed model, random routes and cut models.
 
     budgets: shares of the routed work to measure at. static: cut models to compare with,
-    ``first-N`` or ``last-N`` layers, or ``every-other``. repeats: rounds of timing. dtype: ``auto``
+    ``first-N`` or ``last-N`` layers, or ``every-other``; None = the first half, the first third and
+    every other layer, where the host can be cut. repeats: rounds of timing. dtype: ``auto``
     measures fp32 and bf16 on this machine and takes the faster. batch_tokens: tokens in a batch,
     padding included. bootstrap: draws for the intervals. max_examples: of the test set; None = all.
     time_examples: how many of those are timed in each round; None = all.
@@ -24,7 +25,7 @@ class MeasureConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     budgets: Annotated[list[Budget], Field(min_length=1)] = [0.75, 0.5, 0.35, 0.25]
-    static: list[Cut] = ["first-3", "first-2", "every-other"]
+    static: list[Cut] | None = None
     repeats: Count = 7
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     batch_tokens: Count = 4096

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from turnout.execute.batches import Collate, Row
+from turnout.cost import nested
+from turnout.execute.batches import Collate, Row, inputs_of
 from turnout.measure.arms import Entry
 from turnout.measure.results import Heatmap
 
@@ -28,16 +29,14 @@ def heatmap(entry: Entry, row: Row, collate: Collate, tokenizer: Any) -> Heatmap
     Of an encoder-decoder, the stack of the first routed site is shown.
     """
     routing: Any = entry.model.turnout
-    batch = collate([dict(row)])
-    batch.pop("labels", None)
     with routing.at(entry.budget):
-        entry.model(**{name: value.to(entry.model.device) for name, value in batch.items()})
+        entry.model(**inputs_of(entry.model, [row], collate))
     trace = routing.current_flow().trace
     ids = list(row["input_ids"])
     stack = routing.sites[0].stack
     depth = routing.sites[0].depth
     ran = np.ones((depth, len(ids)))
-    for route in trace.values():
+    for route in nested(trace):
         if route.site.stack == stack:
             active_BT = route.active_BT.float().expand(1, len(ids))
             skipped_T = 1 - active_BT[0].double().cpu().numpy()

@@ -31,7 +31,7 @@ from turnout.measure.heat import choose, heatmap
 from turnout.measure.results import Heatmap, Machine, Results, TaskSummary
 from turnout.tasks.base import Task
 from turnout.train.data import listed
-from turnout.train.precision import resolve
+from turnout.train.precision import best_device, resolve
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 COUNTED = (
@@ -60,7 +60,7 @@ def measure_models(
     examples: raw labelled rows of the task; ``config.max_examples`` draws some of them. name: of
     the host, for the report. The models are moved and cast in place.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     dtype = resolve(config.dtype, device)
     for model in (dense, routed, *static.values()):
         cast(model.to(device), DTYPES[dtype]).eval()  # type: ignore[arg-type]

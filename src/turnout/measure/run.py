@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,15 +11,15 @@ import datasets
 from transformers import PreTrainedModel
 
 from turnout.files import write_text
-from turnout.hosts.cut import static_layers
+from turnout.hosts.cut import cuts_of
 from turnout.measure.config import MeasureConfig
-from turnout.measure.flops import depth_of
 from turnout.measure.models import measure_models
 from turnout.measure.report import html
 from turnout.measure.results import Results
 from turnout.measure.static import train_static
 from turnout.tasks.base import Task
 from turnout.train.data import encode
+from turnout.train.precision import moved
 from turnout.train.saving import load_host
 
 NO_TEST = (
@@ -31,6 +31,7 @@ TRAINED = (
     "as many steps, on the same data, with the same objectives and teacher. The dense host has not "
     "had these steps, so it can be beaten in quality too: the cut models are the fair comparison."
 )
+PATIENT = "Each training stopped by itself (train.patience), so numbers of steps may differ."
 
 
 class RunFolder(Protocol):
@@ -65,12 +66,11 @@ def measure(
     UserError for an unfinished run, bad data, or a cut that the host does not allow.
     """
     wanted: MeasureConfig = run.recipe.measure if config is None else config
-    dense, routed = run.load_dense(), run.load_routed()
-    for name in wanted.static:
-        static_layers(name, depth_of(dense))  # a wrong name is said before anything long begins
+    dense, routed = moved(run.load_dense()), run.load_routed()
+    cuts = cuts_of(dense, wanted.static)  # a wrong name is said before anything long begins
     task, tokenizer = run.task(), run.tokenizer()
     splits = task.load()
-    static = static_models(run, wanted, dense, task, splits, tokenizer, progress=progress, say=say)
+    static = static_models(run, cuts, dense, task, splits, tokenizer, progress=progress, say=say)
     results = measure_models(
         dense,
         routed,
@@ -81,7 +81,11 @@ def measure(
         wanted,
         name=run.recipe.model,
         command=command,
-        notes=(*([] if "test" in splits else [NO_TEST]), TRAINED),
+        notes=(
+            *([] if "test" in splits else [NO_TEST]),
+            TRAINED,
+            *([PATIENT] if run.recipe.train.patience is not None else []),
+        ),
         progress=progress,
     )
     write_report(results, run.path)
@@ -90,7 +94,7 @@ def measure(
 
 def static_models(
     run: RunFolder,
-    config: MeasureConfig,
+    names: Sequence[str],
     dense: PreTrainedModel,
     task: Task[Any],
     splits: dict[str, datasets.Dataset],
@@ -100,7 +104,6 @@ def static_models(
     say: Callable[[str], None] = print,
 ) -> dict[str, PreTrainedModel]:
     """The cut models that a run is compared with: loaded, or trained where they are missing."""
-    names = list(dict.fromkeys(config.static))
     if missing := [name for name in names if not (run.static(name) / "config.json").is_file()]:
         say(f"training {len(missing)} cut model(s) to compare with: {', '.join(missing)}")
         recipe = run.recipe

@@ -70,8 +70,8 @@ class Router(nn.Module, ABC):
 
     levels: calibrated dial, pairs (share of the routed work, threshold on the score), share
     descending; empty = not calibrated, or a router whose dial needs none. scored: routes come
-    from comparing a score with a threshold. token_memory: names in ``flow.memory`` whose second
-    dimension is T.
+    from comparing a score with a threshold. ceiling: the largest score there can be. token_memory:
+    names in ``flow.memory`` whose second dimension is T.
     """
 
     Config: ClassVar[type[RouterConfig]]
@@ -82,6 +82,7 @@ class Router(nn.Module, ABC):
         super().__init__()
         self.config, self.sites, self.host = config, sites, host
         self.levels: list[tuple[float, float]] = []
+        self.ceiling = 1.0
 
     @abstractmethod
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
@@ -89,6 +90,15 @@ class Router(nn.Module, ABC):
 
     def study(self, rows: datasets.Dataset) -> None:
         """Learn from the encoded training rows, before training; most routers need not."""
+
+    def losses(
+        self, flow: Flow, logits: Tensor, labels: Tensor | None, teacher: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Objectives of its own for a training pass, by their name in the recipe; most have none.
+
+        logits: the model's. teacher: the dense host's, where they are known.
+        """
+        return {}
 
     def finish(self, outputs: Any, flow: Flow) -> Any:
         """Change the model's outputs at the end of a pass; most routers leave them."""
@@ -101,13 +111,13 @@ class Router(nn.Module, ABC):
     def level(self, budget: float) -> float:
         """The threshold for a budget, interpolated in the calibrated table.
 
-        A budget of 1 always means that everything runs; an uncalibrated router reads the
-        budget as 1 - threshold.
+        A budget of 1 always means that everything runs; for an uncalibrated router the threshold
+        is the part 1 - budget of its largest score.
         """
         if budget >= 1.0:
             return -1.0
         if not self.levels:
-            return 1.0 - budget
+            return (1.0 - budget) * self.ceiling
         shares = [share for share, _ in self.levels]
         if budget >= shares[0]:
             return self.levels[0][1]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from turnout.errors import UserError
 from turnout.flow import IGNORED, Flow
+from turnout.objectives.exits import exits
 from turnout.route import Route, Site
 from turnout.routers.base import HostShape, Router, RouterConfig
 from turnout.routers.exit_head import ExitHead, Pool
@@ -71,6 +72,8 @@ class ExitRouter(Router):
             ExitHead(host.hidden, config.hidden, host.labels, pool, config.cascade and place > 0)
             for place in range(len(sites))
         )
+        if config.criterion == "confidence":
+            self.ceiling = 1.0 - 1.0 / host.labels  # of the largest of C probabilities
         learned = config.criterion == "learned"
         self.probe = nn.Parameter(torch.zeros(len(sites), 4)) if learned else None
         if host.per_token:
@@ -131,9 +134,12 @@ class ExitRouter(Router):
         return waits
 
     def finish(self, outputs: Any, flow: Flow) -> Any:
-        """Put the answers of what left early into the host's logits."""
+        """Put the answers of what left early into the host's logits. Its ``loss``, where labels
+        were given, stays that of the last layer's logits."""
         if flow.training or not self.sites:
             return outputs
+        if isinstance(outputs, tuple):
+            raise UserError("router 'exit' puts its answers into the outputs: use return_dict=True")
         last = self._recall(len(self.sites), flow)
         final = outputs["logits"]
         left = self._like(~last["alive"], final)
@@ -143,14 +149,13 @@ class ExitRouter(Router):
     def answered(self, site: Site, flow: Flow) -> tuple[Tensor, Tensor]:
         return ~flow.memory[(site.key, "alive")], flow.memory[(site.key, "logits")]
 
-    def head_logits(self, flow: Flow) -> list[Tensor]:
-        """Logits of every head in the last training pass, in order of depth."""
-        return [flow.memory[(site.key, "logits")] for site in self.sites]
-
-    def probe_scores(self, flow: Flow) -> list[Tensor]:
-        """Scores of the learned criterion in the last training pass; empty for the others."""
+    def losses(
+        self, flow: Flow, logits: Tensor, labels: Tensor | None, teacher: Tensor | None
+    ) -> dict[str, Tensor]:
+        heads = [flow.memory[(site.key, "logits")] for site in self.sites]
         keys = [(site.key, "score") for site in self.sites]
-        return [flow.memory[key] for key in keys if key in flow.memory]
+        probes = [flow.memory[key] for key in keys if key in flow.memory]
+        return {"exits": exits(heads, logits, labels, teacher, probes)}
 
     def _recall(self, place: int, flow: Flow) -> dict[str, Tensor]:
         """What the head before this one remembered."""
@@ -177,7 +182,8 @@ class ExitRouter(Router):
         features = torch.stack(
             [torch.ones_like(entropy), best[..., 0], best[..., 0] - best[..., -1], entropy], -1
         )
-        return (features.detach() @ self.probe[place].float()).sigmoid()
+        # not a matrix product: autocast would make that bf16
+        return (features.detach() * self.probe[place].float()).sum(-1).sigmoid()
 
     @staticmethod
     def _streak(logits: Tensor, earlier: dict[str, Tensor]) -> Tensor:

@@ -38,6 +38,10 @@ class ExitHead(nn.Module):
 
     def forward(self, hidden_BTD: Tensor, mask_BT: Tensor | None, before: Tensor | None) -> Tensor:
         """State (B, T, D), mask and the earlier head's logits to (B, C), or (B, T, C) a token."""
+        with torch.autocast(hidden_BTD.device.type, enabled=False):
+            return self._logits(hidden_BTD, mask_BT, before)
+
+    def _logits(self, hidden_BTD: Tensor, mask_BT: Tensor | None, before: Tensor | None) -> Tensor:
         state = self._pooled(hidden_BTD, mask_BT)
         if self.inner is not None:
             state = F.gelu(F.linear(state, self.inner.float()))
@@ -52,7 +56,8 @@ class ExitHead(nn.Module):
         if self.pool == "mean":
             return masked_mean(hidden_BTD, mask_BT)
         if self.pool == "first":
-            return hidden_BTD[:, 0].float()
+            first_B = 0 if mask_BT is None else mask_BT.int().argmax(1)
+            return hidden_BTD[torch.arange(len(hidden_BTD)), first_B].float()
         if self.pool == "last":
             return _last(hidden_BTD, mask_BT).float()
         assert self.query is not None

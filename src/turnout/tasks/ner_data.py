@@ -60,9 +60,18 @@ def read_tagged(
 
 
 def read_words(path: str, token_column: int | str) -> list[list[str]]:
-    """Words without tags: CoNLL columns, a table, or (.txt, "-") a text a line cut at blanks."""
+    """Words without tags: CoNLL columns, a table, or (.txt, "-") a text a line cut at blanks.
+
+    Raises UserError for a .txt file that can only be CoNLL columns: training would read it so.
+    """
     if path == STDIN or Path(path).suffix.lower() == ".txt":
-        return [line.split() for line in read_lines(path)]
+        lines = [line.split() for line in read_lines(path)]
+        if path != STDIN and _columns(lines):
+            raise UserError(
+                f"{path} holds CoNLL columns, and a .txt file to predict has a text a line: "
+                "give it the name .conll"
+            )
+        return lines
     table = _table(path, None)
     if table is None:
         return read_conll(path, _number("token_column", token_column), None).tokens
@@ -77,6 +86,14 @@ def _table(source: str, split: str | None) -> Table | None:
     if suffix in (".jsonl", ".parquet"):
         return read_table(source)
     return read_hub(source, split) if split and is_hub_name(source) else None
+
+
+def _columns(lines: list[list[str]]) -> bool:
+    """Do these lines look like CoNLL: columns, with blank lines between sentences."""
+    widths = {len(line) for line in lines if line}
+    return (lines[0][:1] == ["-DOCSTART-"]) or (
+        len(widths) == 1 and min(widths) > 1 and len(lines) > 5 and [] in lines[1:-1]
+    )
 
 
 def _number(field: str, column: int | str) -> int:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
-from turnout.execute.batches import Collate, Row, groups_by_length
+from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of
 from turnout.execute.pool import predict_bulk
 from turnout.execute.routing import Routing
 from turnout.routers.base import Router
@@ -52,7 +52,7 @@ def calibrate(
         for router, values in zip(scored, scores, strict=True):
             router.levels = [(0.5, float(np.quantile(values, quantile)))]
         with routing.at(0.5):
-            return predict_bulk(model, rows, collate, batch_tokens).share
+            return predict_bulk(model, rows, collate, batch_tokens, answers=False).share
 
     found = {1.0: spend(1.0)}
     for _ in range(passes - 1):
@@ -82,12 +82,9 @@ def _open_scores(
     """All scores of each router in a pass where everything runs."""
     routing: Any = model.turnout
     parts: list[list[np.ndarray]] = [[] for _ in scored]
-    lengths = np.array([len(row["input_ids"]) for row in rows])
     with routing.at(1.0):
-        for group in groups_by_length(lengths, batch_tokens):
-            batch = collate([dict(rows[i]) for i in group])
-            batch.pop("labels", None)
-            model(**{name: value.to(model.device) for name, value in batch.items()})
+        for group in groups_by_length(lengths_of(rows), batch_tokens):
+            model(**inputs_of(model, [rows[i] for i in group], collate))
             trace = routing.current_flow().trace
             for part, router in zip(parts, scored, strict=True):
                 for site in router.sites:

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 WINDOW = 50
+OPEN = 0.2  # share above the budget that is said at the end
 
 
 class ProgressLine(TrainerCallback):
@@ -50,13 +51,14 @@ class ProgressLine(TrainerCallback):
 
 
 class CollapseCallback(TrainerCallback):
-    """Says when a router has collapsed: a unit that never runs, or the same decision for all.
+    """Says when a router has collapsed: a unit that never runs, or the same decision for all; and
+    when gates stay open, whatever the budget is.
 
     Judged over the last WINDOW steps, from the routes alone, and said once a site.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, say: Callable[[str], None], budget: float) -> None:
+        self.say, self.budget = say, budget
         self._use: dict[str, list[float]] = defaultdict(list)
         self._spread: dict[str, list[float]] = defaultdict(list)
         self._told: set[tuple[str, str]] = set()
@@ -71,7 +73,15 @@ class CollapseCallback(TrainerCallback):
             self._use[key].append(float(route.active_BT.float().mean()))
             if score.numel() > 1:
                 self._spread[key].append(float(score.std()))
-        if state.global_step % WINDOW == 0:
+        last = state.global_step == state.max_steps
+        if last and (rates := [rate for rates in self._use.values() for rate in rates]):
+            mean = sum(rates) / len(rates)
+            if mean > self.budget + OPEN:
+                self.say(
+                    f"the gates run {mean:.0%} of their units, and {self.budget:.0%} was asked "
+                    "for: train longer, raise objectives.budget, or lower the gates' `open`"
+                )
+        if last or state.global_step % WINDOW == 0:
             self._judge(state.global_step)
 
     def _judge(self, step: int) -> None:

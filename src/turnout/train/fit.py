@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,14 +14,17 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from turnout.errors import UserError
+from turnout.files import make_folder, read_json, write_json
 from turnout.hosts.attach import blocks_of, find_family
 from turnout.objectives import ObjectivesConfig
+from turnout.train.calibrate import calibrate
 from turnout.train.callbacks import CollapseCallback, ProgressLine
 from turnout.train.config import TrainConfig
-from turnout.train.data import Data, with_teacher
-from turnout.train.step_format import attention_of, step_format
+from turnout.train.data import Data, listed, with_teacher
+from turnout.train.step_format import StepFormat, attention_of, step_format
 from turnout.train.trainer import RoutedTrainer, last_checkpoint, routing_of
 
+CALIBRATION_ROWS, CALIBRATION_PASSES = 256, 5  # of a dial that serves one validation
 RATES = ("dropout", "attention_dropout", "activation_dropout", "dropout_rate")
 
 
@@ -37,15 +42,12 @@ def fit(
 ) -> RoutedTrainer:
     """Train a model in place on encoded data and return its trainer.
 
-    A checkpoint in ``out`` is continued exactly where it stopped. logs: folder for TensorBoard,
-    where the config asks for it; None = in ``out``.
+    A checkpoint in ``out`` is continued exactly where it stopped, in the number format that it was
+    begun in. logs: folder for TensorBoard, where the config asks for it; None = in ``out``.
     """
     set_dropout(model, config.dropout, config.attention_dropout)
     freeze(model, config.freeze)
-    format_, seconds = step_format(config.precision, model, data.usual_batch(config.batch_size))
-    if seconds:
-        times = ", ".join(f"{name} {spent:.3f} s" for name, spent in seconds.items())
-        say(f"  number format: {format_} (a step takes: {times})")
+    format_ = _format(model, data, config, Path(out), say)
     scored = data.references is not None
     trainer = RoutedTrainer(
         model=model,
@@ -63,15 +65,44 @@ def fit(
     if config.tensorboard:
         trainer.add_callback(tensorboard(Path(out) / "logs" if logs is None else logs))
     if routing_of(model) is not None:
-        trainer.add_callback(CollapseCallback(say))
+        trainer.add_callback(CollapseCallback(say, config.budget))
     if scored:
-        trainer.task_score = lambda: data.score(model)
+        trainer.task_score = lambda: _score(model, data)
     if config.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(config.patience))
+    start = time.perf_counter()
     with attention_of(model, format_):
         trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    spent = time.perf_counter() - start
+    say(f"  {title}: {trainer.state.global_step:,} steps, {trainer.tokens / spent:,.0f} tokens/s")
+    # Accelerate leaves its autocast around the forward method
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     model.eval()
     return trainer
+
+
+def _format(
+    model: PreTrainedModel, data: Data, config: TrainConfig, out: Path, say: Callable[[str], None]
+) -> StepFormat:
+    """The number format to train in: that of the checkpoint to go on from, or the fastest."""
+    noted = out / "number_format.json"
+    if last_checkpoint(out) is not None and noted.is_file():
+        return StepFormat(**read_json(noted))
+    found, seconds = step_format(config.precision, model, data.usual_batch(config.batch_size))
+    if seconds:
+        times = ", ".join(f"{name} {spent:.3f} s" for name, spent in seconds.items())
+        say(f"  number format: {found} (a step takes: {times})")
+    make_folder(out)
+    write_json(noted, asdict(found))
+    return found
+
+
+def _score(model: PreTrainedModel, data: Data) -> float:
+    """The task's headline on the validation rows, at the model's budget as it stands."""
+    if routing_of(model) is not None:  # thresholds of a few steps ago would not meet the budget
+        few = data.validation.select(range(min(len(data.validation), CALIBRATION_ROWS)))
+        calibrate(model, listed(few), data.collate, passes=CALIBRATION_PASSES)
+    return data.score(model)
 
 
 def arguments_of(
@@ -81,7 +112,7 @@ def arguments_of(
     cuda = torch.cuda.is_available()
     steps, keep_best = config.evaluate_every, config.patience is not None
     save_steps = steps if keep_best else config.save_every
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(out),
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
@@ -113,7 +144,13 @@ def arguments_of(
         dataloader_num_workers=0,
         seed=config.seed,
         data_seed=config.seed,
+        restore_callback_states_from_checkpoint=True,  # how long early stopping was patient
     )
+    # Trainer would copy the model to every GPU and run the copies in threads, which share one pass.
+    # (Read first: it counts the devices when it is asked.)
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
 
 
 def tensorboard(folder: str | Path) -> TensorBoardCallback:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, set_seed
 
+from turnout.errors import UserError
+from turnout.hosts.cut import cuts_of
 from turnout.install import install
 from turnout.objectives import ObjectivesConfig
 from turnout.recipe import Recipe
@@ -21,9 +24,11 @@ from turnout.train.calibrate import calibrate
 from turnout.train.data import Data, encode, listed
 from turnout.train.fit import fit, freeze
 from turnout.train.host import host_labels, open_host
+from turnout.train.precision import moved
 from turnout.train.saving import load_host, save
 
 CALIBRATION_ROWS = 512
+SHORT = 0.05  # share above the budget that is worth a word
 Say = Callable[[str], None]
 
 
@@ -39,6 +44,11 @@ def train(recipe: Recipe, out: str | Path, *, say: Say = print, progress: bool =
         if run.routed.is_dir():
             say(f"{run.path} is trained already; nothing to do")
             return start_run(out, recipe, run.labels)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "turnout train runs in one process; to train on several, use turnout.train.trainer."
+            "RoutedTrainer in a script of your own"
+        )
     labels = run.labels if run else host_labels(recipe.model) if recipe.train.epochs == 0 else None
     task = TASKS[recipe.task.kind](recipe.task, labels)
     raw = task.load()
@@ -55,13 +65,14 @@ def train(recipe: Recipe, out: str | Path, *, say: Say = print, progress: bool =
 
 
 def _host(recipe: Recipe, task: Task[Any], run: Run | None) -> tuple[PreTrainedModel, Any]:
-    """The host to start from and its tokenizer, once the routers are known to fit it."""
+    """The host to start from and its tokenizer, once routers and cuts are known to fit it."""
     set_seed(recipe.train.seed)  # of a new head's first weights
     if run is not None and run.dense.is_dir():
         model, tokenizer = load_host(run.dense), run.tokenizer()
     else:
         model, tokenizer = open_host(recipe.model, task, new_head=recipe.train.epochs > 0)
     install(deepcopy(model), recipe.routers)
+    cuts_of(model, recipe.measure.static)
     return model, tokenizer
 
 
@@ -89,7 +100,7 @@ def _train_dense(run: Run, model: PreTrainedModel, data: Data, say: Say, progres
 def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     recipe = run.recipe
     # read back even when it is at hand: then going on later starts from the very same state
-    dense = run.load_dense()
+    dense = moved(run.load_dense())
     data = data.taught_by(dense, recipe.objectives)
     set_seed(recipe.train.seed)
     model = install(deepcopy(dense), recipe.routers)
@@ -114,7 +125,9 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
         say("nothing to train: the host is frozen and these routers have no weights")
     routing.budget = recipe.train.budget
     rows = data.validation.select(range(min(len(data.validation), CALIBRATION_ROWS)))
-    calibrate(model, listed(rows), data.collate, recipe.measure.batch_tokens)
+    table = calibrate(model, listed(rows), data.collate, recipe.measure.batch_tokens)
+    if table and (least := min(share for _, share in table)) > routing.budget + SHORT:
+        say(f"the dial goes no lower than {least:.0%}: the routers are never sure enough to skip")
     save(model, data.tokenizer, run.routed)
     _tell_score(model, data, start, say)
 

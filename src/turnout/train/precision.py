@@ -11,8 +11,25 @@ from typing import Literal
 
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from turnout.errors import UserError
 
 Precision = Literal["fp32", "bf16"]
+
+
+def best_device() -> str:
+    """Where models run unless somebody says otherwise."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def moved(model: PreTrainedModel, device: str | None = None) -> PreTrainedModel:
+    """The model on this device, or on the best one. Raises UserError for one that isn't there."""
+    try:
+        return model.to(device or best_device())  # type: ignore[arg-type]
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"device {device!r} cannot be used: {first}") from None
 
 
 @functools.cache

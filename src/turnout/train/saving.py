@@ -91,7 +91,7 @@ def load(run: str | Path, **kwargs: Any) -> PreTrainedModel:
     for name, router in routing.routers.items():
         router.levels = [(share, level) for share, level in spec.get("levels", {}).get(name, [])]
     routing.budget = spec.get("budget", 1.0)
-    model.config.turnout = spec
+    note_dial(model)
     return model.eval()
 
 
@@ -122,10 +122,11 @@ def _spec(folder: Path) -> dict[str, Any]:
 
 
 def note_dial(model: PreTrainedModel) -> None:
-    """Write the calibrated dial and the current budget into the config, so saving keeps them."""
+    """Write the calibrated dial into the config, so that saving keeps it."""
     routing: Any = model.turnout
-    levels = {name: [list(pair) for pair in r.levels] for name, r in routing.routers.items()}
-    model.config.turnout = {**model.config.turnout, "levels": levels, "budget": routing.budget}
+    routing.spec["levels"] = {
+        name: [list(pair) for pair in r.levels] for name, r in routing.routers.items()
+    }
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:

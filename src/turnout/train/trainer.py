@@ -24,9 +24,8 @@ from turnout.cost import trace_share
 from turnout.errors import UserError
 from turnout.execute.routing import Routing
 from turnout.files import read_json
-from turnout.routers.exit import ExitRouter
 from turnout.train.config import TrainConfig
-from turnout.train.saving import load_weights
+from turnout.train.saving import check_weights, load_weights
 
 
 def routing_of(model: nn.Module) -> Routing | None:
@@ -70,16 +69,18 @@ class RoutedTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.train_config, self.weights, self.teacher = train_config, weights, teacher
+        self.train_config, self.weights = train_config, weights
+        self.teacher = None if teacher is None else teacher.to(self.args.device)  # type: ignore[arg-type]
         routing, rows = routing_of(self.accelerator.unwrap_model(self.model)), self.train_dataset
         if routing is not None and isinstance(rows, datasets.Dataset):
             for router in routing.all_routers():
                 router.study(rows)
-        # Our losses are means over the micro-batch; Trainer must divide by the accumulation steps.
-        self.model_accepts_loss_kwargs = False
+        # Then Trainer counts the labels of all micro-batches of a step: see compute_loss.
+        self.model_accepts_loss_kwargs = True
         self.task_score: Callable[[], float] | None = None
         self._meters: dict[str, list[Tensor]] = defaultdict(list)
-        self._tokens, self._since = 0, time.perf_counter()
+        self.tokens = self._tokens = 0
+        self._since = time.perf_counter()
 
     def compute_loss(
         self,
@@ -88,7 +89,11 @@ class RoutedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Weighted sum of the objectives; the parts are logged one by one."""
+        """Weighted sum of the objectives; the parts are logged one by one.
+
+        Each is a mean over the micro-batch, which counts by its part of the step's labels: so a
+        step of several micro-batches has the loss and the gradient of one large batch.
+        """
         inputs = dict(inputs)
         teacher_logits = inputs.pop("teacher_logits", None)
         hidden = self.weights.hidden > 0 and self.teacher is not None and model.training
@@ -105,6 +110,10 @@ class RoutedTrainer(Trainer):
             self._meters[f"loss_{name}"].append(value.detach())
         first = inputs.get("attention_mask", next(iter(inputs.values())))
         self._tokens += first.numel()
+        self.tokens += first.numel()
+        if num_items_in_batch is not None:
+            here = self._get_num_items_in_batch([inputs], loss.device)
+            loss = loss * (here / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _parts(
@@ -128,11 +137,8 @@ class RoutedTrainer(Trainer):
                 parts["balance"] = objectives.balance(flow.trace)
         self._meters["share"].append(trace_share(flow.trace).detach())
         for router in routing.all_routers():
-            if isinstance(router, ExitRouter):
-                probes = router.probe_scores(flow)
-                parts["exits"] = objectives.exits(
-                    router.head_logits(flow), logits, labels, teacher, probes
-                )
+            for name, value in router.losses(flow, logits, labels, teacher).items():
+                parts[name] = parts[name] + value if name in parts else value
         if any(route.log_prob_BT is not None for route in flow.trace.values()):
             parts["score_function"] = objectives.score_function(
                 flow.trace, _loss_per_sequence(logits, labels)
@@ -230,6 +236,7 @@ def last_checkpoint(folder: str | Path) -> str | None:
     for path in sorted(found, key=lambda path: -int(path.name.split("-")[1])):
         try:
             read_json(path / "trainer_state.json")
+            check_weights(path)
             return str(path)
         except UserError:
             shutil.rmtree(path)
