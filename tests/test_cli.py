@@ -98,13 +98,21 @@ def test_predict_at_a_budget_into_a_file(folder: Path, tmp_path: Path) -> None:
 
 def test_measure_writes_results_and_report(folder: Path, tmp_path: Path) -> None:
     run = shutil.copytree(folder / "run", tmp_path / "run")
-    done = call("measure", run)
+    done = call("measure", run, "repeats=3", "measure.budgets=[0.5]")
     assert done.exit_code == 0, done.output
     assert "dense" in done.stdout
-    families = {arm.family for arm in results.load(run / "results.json").arms}
-    assert families == {"dense", "routed", "random", "static"}
+    found = results.load(run / "results.json")
+    assert {arm.family for arm in found.arms} == {"dense", "routed", "random", "static"}
+    assert [len(arm.seconds.runs) for arm in found.arms] == [3] * len(found.arms)
+    assert [arm.budget for arm in found.family("routed")] == [0.5]
+    assert all(a.to_dense and a.to_dense.low <= a.to_dense.value for a in found.arms)
     assert (run / "report.html").read_text().startswith("<!doctype html>")
     assert (run / "static" / "first-1" / "model.safetensors").is_file()
+
+
+def test_measure_refuses_a_wrong_field(folder: Path) -> None:
+    done = call("measure", folder / "run", "repeat=3")
+    assert done.exit_code == 2 and "measure.repeat" in plain(done.stderr)
 
 
 def test_inspect_a_model_and_a_run(folder: Path) -> None:

@@ -88,6 +88,10 @@ def train(
 @app.command()
 def measure(
     run: RunFolder,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Fields of `measure`, as repeats=15."),
+    ] = None,
     quiet: Annotated[bool, typer.Option(help="Print only the table.")] = False,
 ) -> None:
     """Measure quality, time, work and memory, beside cut models and random routes."""
@@ -97,8 +101,9 @@ def measure(
     from turnout.run import open_run
 
     opened = open_run(run)
+    config = opened.measure_config(overrides or [])
     try:
-        results = measuring.measure(opened, say=_sayer(quiet), progress=_bars(quiet))
+        results = measuring.measure(opened, config, say=_sayer(quiet), progress=_bars(quiet))
     except KeyboardInterrupt:
         _stderr().print("\nstopped; the same command goes on with the cut models it has")
         raise typer.Exit(STOPPED) from None

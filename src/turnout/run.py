@@ -8,6 +8,7 @@ logs/NAME/    for TensorBoard, when asked for
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 from turnout._version import __version__
 from turnout.errors import UserError
 from turnout.files import make_folder, read_json, write_json, write_text
-from turnout.recipe import Recipe
+from turnout.measure.config import MeasureConfig
+from turnout.recipe import Recipe, load
 from turnout.tasks import TASKS
 from turnout.tasks.base import Task
 from turnout.train import saving
@@ -61,6 +63,16 @@ class Run:
     def task(self) -> Task[Any]:
         """The recipe's task with the labels of this run."""
         return TASKS[self.recipe.task.kind](self.recipe.task, self.labels)
+
+    def measure_config(self, overrides: Sequence[str]) -> MeasureConfig:
+        """What to measure: as the recipe says, but for ``field=value`` texts of its measure part.
+
+        Raises UserError for an unknown field or a wrong value.
+        """
+        if not overrides:
+            return self.recipe.measure
+        named = [f"measure.{text.removeprefix('measure.')}" for text in overrides]
+        return load(self.path / "recipe.yaml", named).measure
 
     def tokenizer(self) -> Any:
         """The tokenizer, as saved beside the dense host."""

@@ -12,7 +12,7 @@ from torch import nn
 import turnout
 from turnout.errors import UserError
 from turnout.hosts.attach import blocks_of, find_family
-from turnout.hosts.cut import keep_layers, static_layers
+from turnout.hosts.cut import cuts_of, keep_layers, static_layers
 from turnout.train.saving import load_host
 
 ONE_STACK = [host for host in BY_NAME.values() if len(host.stacks) == 1]
@@ -109,3 +109,13 @@ def test_nonsense_names(name: str) -> None:
 def test_one_layer_cannot_be_cut(name: str) -> None:
     with pytest.raises(UserError, match="the host has 1 layer"):
         static_layers(name, 1)
+
+
+def test_which_cuts_a_host_allows() -> None:
+    bert, t5 = BY_NAME["bert"].build(), BY_NAME["t5"].build()
+    assert cuts_of(bert, None) == ["first-1", "every-other"]  # half and third of 3 layers are one
+    assert cuts_of(t5, None) == cuts_of(t5, []) == []
+    with pytest.raises(UserError, match="several stacks"):
+        cuts_of(t5, ["first-1"])
+    with pytest.raises(UserError, match=r"first-3.*3 layers"):
+        cuts_of(bert, ["first-3"])

@@ -70,18 +70,18 @@ def predict_bulk(
     model.eval()
     do_pool = poolable(model) if pooled is None else pooled and poolable(model)
     meter = Meter(len(rows))
-    logits: list[np.ndarray | None] | None = None
-    if answers:
-        logits = [None] * len(rows)
+    logits: list[np.ndarray | None] = [None] * len(rows)
     lengths = lengths_of(rows)
     work = Wavefront if do_pool else Batches
     for places in _windows(lengths, window * batch_tokens):
-        work(model, rows, lengths, places, collate, batch_tokens, meter, logits).run()
+        work(
+            model, rows, lengths, places, collate, batch_tokens, meter, logits if answers else None
+        ).run()
     routing: Any = getattr(model, "turnout", None)
     sites = () if routing is None else routing.sites
     use = {site.key: meter.sites.get(site.key, 0.0) / max(1, len(rows)) for site in sites}
     share = meter.spent / meter.whole if meter.whole else 1.0
-    return BulkResult(logits or [], meter.units, use, share, meter.whole - meter.spent)  # type: ignore[arg-type]
+    return BulkResult(logits if answers else [], meter.units, use, share, meter.whole - meter.spent)  # type: ignore[arg-type]
 
 
 def _windows(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:

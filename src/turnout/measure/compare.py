@@ -14,8 +14,13 @@ from turnout.execute.batches import Collate, Row, lengths_of
 from turnout.execute.pool import BulkResult
 from turnout.measure.arms import Entry
 from turnout.measure.flops import depth_of, mean_flops
-from turnout.measure.results import Arm, Quality, Seconds, Speedup
-from turnout.measure.stats import bootstrap_interval, median_interval, ratio_interval
+from turnout.measure.results import Arm, Difference, Quality, Seconds, Speedup
+from turnout.measure.stats import (
+    bootstrap_difference,
+    bootstrap_interval,
+    median_interval,
+    ratio_interval,
+)
 from turnout.measure.timing import interleaved, peak_memory
 from turnout.tasks.base import Task
 from turnout.train.data import predictions_of
@@ -50,6 +55,7 @@ class Judged:
     flops: float
     memory: int | None
     quality: Quality
+    counts_NK: np.ndarray
     report: dict[str, Any]
 
 
@@ -68,7 +74,7 @@ def judge(entry: Entry, material: Material) -> Judged:
     value, low, high = bootstrap_interval(counts, task.score, n=material.bootstrap)
     quality = Quality(metric=task.headline, value=value, low=low, high=high)
     report = task.report(answers, material.references)
-    return Judged(entry, result, flops, memory, quality, report)
+    return Judged(entry, result, flops, memory, quality, counts, report)
 
 
 def time_rounds(
@@ -88,7 +94,7 @@ def time_rounds(
     return interleaved({entry.name: timed(entry) for entry in entries}, repeats, warmup=0)
 
 
-def arm(judged: Judged, dense: Judged, seconds: dict[str, list[float]]) -> Arm:
+def arm(judged: Judged, dense: Judged, seconds: dict[str, list[float]], material: Material) -> Arm:
     """All that is known of one arm."""
     entry, model = judged.entry, judged.entry.model
     runs = seconds[entry.name]
@@ -96,6 +102,9 @@ def arm(judged: Judged, dense: Judged, seconds: dict[str, list[float]]) -> Arm:
     units = float(judged.result.units.mean()) if routed else float(depth_of(model))
     # what a plainly cut host spends of the whole one; routers know what they spent themselves
     share = judged.result.share if routed else judged.flops / dense.flops
+    change = bootstrap_difference(
+        judged.counts_NK, dense.counts_NK, material.task.score, n=material.bootstrap
+    )
     middle, speed = median_interval(runs), ratio_interval(seconds[dense.entry.name], runs)
     return Arm(
         name=entry.name,
@@ -103,6 +112,7 @@ def arm(judged: Judged, dense: Judged, seconds: dict[str, list[float]]) -> Arm:
         budget=entry.budget,
         share=min(1.0, share),
         quality=judged.quality,
+        to_dense=Difference(**change._asdict()),
         report=judged.report,
         units_run=units,
         units_total=depth_of(dense.entry.model),

@@ -92,7 +92,7 @@ def measure_models(
         ),
         dtype=dtype,
         batch_tokens=config.batch_tokens,
-        arms=[arm(done[entry.name], done["dense"], seconds) for entry in entries],
+        arms=[arm(done[entry.name], done["dense"], seconds, material) for entry in entries],
         units={
             entry.name: use_of_units(done[entry.name])
             for entry in entries

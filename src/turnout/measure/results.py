@@ -94,6 +94,14 @@ class Speedup(_Record):
     high: Positive
 
 
+class Difference(_Record):
+    """Quality minus that of the dense host, with a bootstrap interval over the same examples."""
+
+    value: float
+    low: float
+    high: float
+
+
 class Arm(_Record):
     """One model that was measured: the dense host, or one budget of one family."""
 
@@ -102,6 +110,7 @@ class Arm(_Record):
     budget: Share | None
     share: Share
     quality: Quality
+    to_dense: Difference | None = None
     report: Annotated[dict[str, JsonValue], BeforeValidator(_plain)]
     units_run: NotNegative
     units_total: Positive

@@ -33,7 +33,7 @@ def cells(results: Results, arm: Arm) -> dict[str, Cell]:
         "arm": Cell(arm.name, arm.family),
         "speed-up": Cell(f"{speed.value:.2f}×", f"{speed.low:.2f} to {speed.high:.2f}"),
         quality.metric: Cell(f"{quality.value:.3f}", f"{quality.low:.3f} to {quality.high:.3f}"),
-        "kept": Cell(percent(kept(results, arm))),
+        "kept": Cell(percent(kept(results, arm)), _change(arm)),
         "against cutting": _against(results, arm),
         "layers run": Cell(f"{arm.units_run:.2f}", f"of {arm.units_total:g}"),
         "GFLOPs": Cell(f"{arm.flops_per_example / 1e9:.3g}", "an example"),
@@ -52,6 +52,14 @@ def table(results: Results) -> Table:
     for row in rows:
         shown.add_row(*(Text.assemble(c.main, (f"\n{c.spread}", "dim")) for c in row.values()))
     return shown
+
+
+def _change(arm: Arm) -> str:
+    """The interval of the difference from dense, in points."""
+    change = arm.to_dense
+    if change is None or arm.family == "dense":
+        return ""
+    return f"{100 * change.low:+.1f} to {100 * change.high:+.1f}".replace("-", "−")
 
 
 def _against(results: Results, arm: Arm) -> Cell:

@@ -19,14 +19,12 @@ def interleaved(
     arms: Mapping[str, Callable[[], object]],
     repeats: int,
     warmup: int = 1,
-    on_round: Callable[[int], None] | None = None,
     seed: int = 0,
 ) -> dict[str, list[float]]:
     """Seconds of each arm in each of `repeats` rounds; entry r of every list is round r.
 
     Each round runs every arm once in a newly shuffled order: a machine that is slow for a while is
     slow for all arms, and no arm always follows the same neighbour. `warmup` rounds are not kept.
-    `on_round(r)` is called after each kept round, outside the timed part.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, found {repeats}")
@@ -39,8 +37,6 @@ def interleaved(
             elapsed = _seconds(arms[name])
             if round_ >= 0:
                 seconds[name].append(elapsed)
-        if on_round is not None and round_ >= 0:
-            on_round(round_)
     return seconds
 
 
