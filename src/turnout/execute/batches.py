@@ -17,6 +17,10 @@ from turnout.route import UnitCost
 Row = Mapping[str, Any]
 Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
 ROUGH = 512
+# A pack of this part of a full group runs at full speed; joining more would only add padding.
+FILL = 0.25
+# A group that is that full takes no row shorter than this part of its longest.
+TIGHT = 0.8
 
 
 class Meter:
@@ -59,9 +63,13 @@ def lengths_of(rows: Sequence[Row]) -> np.ndarray:
 def groups_by_length(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
     """Places in groups of like length, longest first, at most ``batch_tokens`` with padding."""
     order = np.argsort(-lengths, kind="stable")
+    falling = lengths[order]
     at = 0
     while at < len(order):
-        size = max(1, batch_tokens // max(1, int(lengths[order[at]])))
+        longest = max(1, int(falling[at]))
+        most, enough = batch_tokens // longest, int(FILL * batch_tokens) // longest
+        alike = int((falling[at:] >= TIGHT * longest).sum())
+        size = max(1, min(most, max(enough, alike)))
         yield order[at : at + size]
         at += size
 

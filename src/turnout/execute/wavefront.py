@@ -16,14 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turnout.execute.batches import Batches, groups_by_length, whole_flops
+from turnout.execute.batches import FILL, Batches, groups_by_length, whole_flops
 from turnout.execute.pack import Pack, Pool
 from turnout.execute.span import run_span
 from turnout.route import Site
 from turnout.routers.base import Router
-
-# A pack of this part of a full group runs at full speed; joining more would only add padding.
-FILL = 0.25
 
 
 class Wavefront(Batches):
