@@ -75,6 +75,17 @@ def test_training_learns(path: Path, tmp_path: Path) -> None:
     assert unseen.score(run.load_routed()) > 0.8
 
 
+def test_the_routed_model_may_start_from_a_cut_host(path: Path, tmp_path: Path) -> None:
+    train(load(path, (*FEW, "train.routed_layers=first-1")), tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    model = run.load_routed()
+    assert model.config.num_hidden_layers == 1 and run.load_dense().config.num_hidden_layers == 2
+    assert [site.key for site in model.turnout.sites] == ["encoder.0.layer"]
+    with pytest.raises(UserError, match="cut keeps at least 1 layer"):
+        train(load(path, (*FEW, "train.routed_layers=first-2")), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_same_recipe_gives_the_same_weights(path: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         torch.manual_seed(len(name))

@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 from turnout.errors import UserError
 from turnout.hosts.attach import blocks_of, find_family
 
+# The names of cuts, as a pattern for recipes.
+CUT = r"^((first|last)-[1-9][0-9]*|every-other)$"
+
 
 def static_layers(name: str, depth: int) -> list[int]:
     """Places of the blocks that a cut keeps: ``first-3``, ``last-2``, ``every-other`` (0, 2, 4).
@@ -54,6 +57,12 @@ def cuts_of(model: PreTrainedModel, names: Sequence[str] | None) -> list[str]:
     for name in names:
         static_layers(name, depth)
     return list(dict.fromkeys(names))
+
+
+def cut_host(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """A new host that has copies of the layers of a named cut. Raises UserError like
+    ``static_layers`` and ``keep_layers``."""
+    return keep_layers(model, static_layers(name, blocks_of(model, find_family(model))[0].depth))
 
 
 @torch.no_grad()

@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from turnout.hosts.cut import CUT
+
 Budget = Annotated[float, Field(ge=0.0, le=1.0)]
-Cut = Annotated[str, Field(pattern=r"^((first|last)-[1-9][0-9]*|every-other)$")]
+Cut = Annotated[str, Field(pattern=CUT)]
 Count = Annotated[int, Field(gt=0)]
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from turnout.hosts.cut import keep_layers, static_layers
-from turnout.measure.flops import depth_of
+from turnout.hosts.cut import cut_host
 from turnout.objectives import ObjectivesConfig
 from turnout.train.config import TrainConfig
 from turnout.train.data import Data
@@ -36,7 +35,7 @@ def train_static(
     steps, objectives and teacher. A stopped training goes on from ``checkpoints``. Raises UserError
     for a wrong name.
     """
-    model = keep_layers(dense, static_layers(name, depth_of(dense)))
+    model = cut_host(dense, name)
     # without routers nothing would be left to train in a frozen host
     if config.freeze == "host":
         config = config.model_copy(update={"freeze": "none"})

@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from turnout.hosts.cut import CUT
+
+Cut = Annotated[str, Field(pattern=CUT)]
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -15,7 +18,9 @@ class TrainConfig(BaseModel):
     """Training of the dense host and of the routed model.
 
     epochs: of the dense host; 0 takes it as it is, trained for this task already. routed_epochs:
-    of the routed model, which starts from it (None = as many). max_steps: of each of the two.
+    of the routed model, which starts from it (None = as many). routed_layers: the routed
+    model starts from the dense host cut to these layers, as ``first-4``: where deeper ones add
+    nothing, no input need run them (None = all). max_steps: of each of the two.
     accumulate: batches to a step. learning_rate: of the host; routed_learning_rate: of the host in
     the routed model and in cut models, which start from the trained one (None = the same);
     router_learning_rate: of the routers. warmup: share of the steps. clip: largest norm of the
@@ -34,6 +39,7 @@ class TrainConfig(BaseModel):
 
     epochs: Rate = 3.0
     routed_epochs: Annotated[float, Field(gt=0)] | None = None
+    routed_layers: Cut | None = None
     max_steps: Count | None = None
     batch_size: Count = 32
     accumulate: Count = 1

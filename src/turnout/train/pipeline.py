@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, set_seed
 
 from turnout.errors import UserError
-from turnout.hosts.cut import cuts_of
+from turnout.hosts.cut import cut_host, cuts_of
 from turnout.install import install
 from turnout.objectives import ObjectivesConfig
 from turnout.recipe import Recipe
@@ -71,9 +71,15 @@ def _host(recipe: Recipe, task: Task[Any], run: Run | None) -> tuple[PreTrainedM
         model, tokenizer = load_host(run.dense), run.tokenizer()
     else:
         model, tokenizer = open_host(recipe.model, task, new_head=recipe.train.epochs > 0)
-    install(deepcopy(model), recipe.routers)
+    install(_start(model, recipe), recipe.routers)
     cuts_of(model, recipe.measure.static)
     return model, tokenizer
+
+
+def _start(dense: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
+    """What routers are installed on: a copy of the dense host, cut where the recipe says so."""
+    name = recipe.train.routed_layers
+    return deepcopy(dense) if name is None else cut_host(dense, name)
 
 
 def _train_dense(run: Run, model: PreTrainedModel, data: Data, say: Say, progress: bool) -> None:
@@ -103,7 +109,7 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     dense = moved(run.load_dense())
     data = data.taught_by(dense, recipe.objectives)
     set_seed(recipe.train.seed)
-    model = install(deepcopy(dense), recipe.routers)
+    model = install(_start(dense, recipe), recipe.routers)
     kinds = ", ".join(router.kind for router in recipe.routers)
     routing: Any = model.turnout
     say(f"routed model: {kinds} at {len(routing.sites)} sites, {_millions(routing)} M parameters")
