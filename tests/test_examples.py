@@ -19,7 +19,7 @@ QUICK = ("task.max_length=16", "train.precision=fp32", "train.epochs=1", "train.
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs(path: Path, tmp_path: Path) -> None:
-    tiny.save_host(tmp_path / "host", tiny.bert_config(num_hidden_layers=3))
+    tiny.save_host(tmp_path / "host", tiny.bert_config(num_hidden_layers=6))
     ner = "kind: ner" in path.read_text()
     data = (tiny.save_entities if ner else tiny.save_reviews)(tmp_path)
     files = [f"task.{name}={file}" for name, file in data.items()]
