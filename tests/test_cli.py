@@ -133,6 +133,8 @@ def test_inspect_a_model_and_a_run(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     for part in ("0_exit", "dial of 0_exit", "negative, positive", "0.5 when loaded"):
         assert part in done.stdout
+    done = call("inspect", folder / "run" / "routed")  # as save_pretrained leaves it
+    assert done.exit_code == 0 and "dial of 0_exit" in done.stdout
 
 
 def test_routers_names_each_with_its_fields_and_papers() -> None:

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from transformers import AutoModel, PreTrainedModel
 
+from turnout.files import read_json
 from turnout.hosts.attach import blocks_of, find_family, site_of
 from turnout.route import Site, SiteKind
 from turnout.run import is_run, open_run
@@ -21,10 +22,17 @@ KINDS: tuple[SiteKind, ...] = ("layer", "attention", "ffn")
 
 
 def inspect(target: str) -> Group:
-    """Tables about a model (folder, packaged name, name on the Hub; its weights are not read) or a
-    run folder. Raises UserError for a model that is not there or of an unknown family."""
-    if is_run(target) or (Path(target) / "routed").is_dir():
+    """Tables about a model (folder, packaged name, name on the Hub; its weights are not read), a
+    run folder, or a routed model that was saved.
+
+    Raises UserError for a model that is not there or of an unknown family.
+    """
+    folder = Path(target)
+    if is_run(target) or (folder / "routed").is_dir():
         return inspect_run(target)
+    saved = folder / "config.json"
+    if saved.is_file() and "turnout" in read_json(saved):
+        return _routed({"model": str(folder)}, load(folder))
     return inspect_model(target)
 
 
@@ -58,18 +66,23 @@ def inspect_model(name: str) -> Group:
 def inspect_run(path: str) -> Group:
     """A run's routers, their sites, and the dial that calibration found."""
     run = open_run(path)
-    model = load(run.path)
+    said = {
+        "run": str(run.path),
+        "started from": run.recipe.model,
+        "task": f"{run.recipe.task.kind}, {len(run.labels)} labels: {', '.join(run.labels)}",
+    }
+    return _routed(said, load(run.path))
+
+
+def _routed(said: dict[str, str], model: PreTrainedModel) -> Group:
     routing: Any = model.turnout
-    facts = _facts(
-        {
-            "run": str(run.path),
-            "host": f"{type(model).__name__} ({run.recipe.model})",
-            "task": f"{run.recipe.task.kind}, {len(run.labels)} labels: {', '.join(run.labels)}",
-            "parameters": f"{_count(model):,}, of which routers {_count(routing):,}",
-            "budget": f"{routing.budget:g} when loaded",
-        }
-    )
-    parts: list[RenderableType] = [facts]
+    facts = {
+        **said,
+        "host": type(model).__name__,
+        "parameters": f"{_count(model):,}, of which routers {_count(routing):,}",
+        "budget": f"{routing.budget:g} when loaded",
+    }
+    parts: list[RenderableType] = [_facts(facts)]
     for name, router in routing.routers.items():
         settings = router.config.model_dump(exclude_defaults=True, exclude={"kind"})
         said = ", ".join(f"{key}: {value}" for key, value in settings.items())

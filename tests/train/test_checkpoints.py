@@ -114,3 +114,23 @@ def test_load_best_model_at_end(name: str, tmp_path: Path) -> None:
     assert not torch.equal(
         kept["classifier.weight"], turnout.load(best.with_name("checkpoint-3")).classifier.weight
     )
+
+
+@pytest.mark.parametrize("routers", [[], [{"kind": "random-skip", "rate": 0.0}]])
+def test_accumulation_of_a_causal_model_counts_labels(routers: list[Any], tmp_path: Path) -> None:
+    """Rows with 2 to 9 labels; the loss shifts them by one."""
+    found = []
+    for accumulate in (1, 4):
+        model = BY_NAME["llama"].build()
+        if routers:
+            turnout.install(model, routers)
+        trainer = trainer_of(
+            "llama", model, tmp_path / f"{accumulate}", max_steps=1, logging_steps=1,
+            per_device_train_batch_size=8 // accumulate, gradient_accumulation_steps=accumulate,
+        )  # fmt: skip
+        for place, row in enumerate(trainer.train_dataset.rows):  # type: ignore[union-attr]
+            row["labels"] = row["labels"].masked_fill(torch.arange(9) > place + 1, -100)
+        trainer.train()
+        found.append(next(log for log in trainer.state.log_history if "grad_norm" in log))
+    for name in ("loss", "grad_norm"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-4)
