@@ -66,18 +66,18 @@ def inspect_model(name: str) -> Group:
 def inspect_run(path: str) -> Group:
     """A run's routers, their sites, and the dial that calibration found."""
     run = open_run(path)
-    said = {
+    facts = {
         "run": str(run.path),
         "started from": run.recipe.model,
         "task": f"{run.recipe.task.kind}, {len(run.labels)} labels: {', '.join(run.labels)}",
     }
-    return _routed(said, load(run.path))
+    return _routed(facts, load(run.path))
 
 
-def _routed(said: dict[str, str], model: PreTrainedModel) -> Group:
+def _routed(about: dict[str, str], model: PreTrainedModel) -> Group:
     routing: Any = model.turnout
     facts = {
-        **said,
+        **about,
         "host": type(model).__name__,
         "parameters": f"{_count(model):,}, of which routers {_count(routing):,}",
         "budget": f"{routing.budget:g} when loaded",
