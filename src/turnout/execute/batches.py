@@ -49,15 +49,14 @@ def whole_flops(cost: UnitCost, lengths: np.ndarray) -> float:
 def lengths_of(rows: Sequence[Row]) -> np.ndarray:
     """Real tokens of each row. Rows without token ids (sound, images) count one for each
     ROUGH numbers: good enough to group them and to size batches."""
-    found = [
-        sum(row["attention_mask"])
-        if "input_ids" in row and "attention_mask" in row
-        else len(row["input_ids"])
-        if "input_ids" in row
-        else -(-np.asarray(next(iter(row.values()))).size // ROUGH)
-        for row in rows
-    ]
-    return np.array(found, dtype=np.int64)
+    return np.array([_length(row) for row in rows], dtype=np.int64)
+
+
+def _length(row: Row) -> int:
+    if "input_ids" not in row:
+        return -(-np.asarray(next(iter(row.values()))).size // ROUGH)
+    mask = row.get("attention_mask")
+    return len(row["input_ids"]) if mask is None else int(sum(mask))
 
 
 def groups_by_length(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
