@@ -121,12 +121,9 @@ def _row(
     rough = Judge(task, tokenizer, spoilt)
     row: Row = {"seed": seed, "trained": name, "test_examples": len(test)}
     if name == "random":
-        averaged, rough_averaged = clean.probability(model, PATHS), rough.probability(model, PATHS)
-        row["accuracy_paths"], row["ece_paths"] = (
-            clean.accuracy(averaged),
-            ece(averaged, clean.gold),
-        )
-        row["accuracy_noise_paths"] = rough.accuracy(rough_averaged)
+        averaged = clean.probability(model, PATHS)
+        row["accuracy_paths"] = clean.accuracy(averaged)
+        row["ece_paths"] = ece(averaged, clean.gold)
         turnout.uninstall(model)
     whole = clean.probability(model)
     return {
