@@ -67,7 +67,7 @@ class Benchmark:
     def _write(self, verdict: dict[str, Any], notes: Iterable[str]) -> None:
         result = {
             "claim": self.claim,
-            "command": " ".join(["python", f"benchmarks/{self.name}.py", *sys.argv[1:]]),
+            "command": _command(self.name),
             "commit": _commit(),
             "machine": machine.describe(),
             "seeds": sorted({row.get("seed", 0) for row in self.rows}),
@@ -105,18 +105,29 @@ def main(run: Callable[[], None]) -> None:
         sys.exit(2)
 
 
+def _command(name: str) -> str:
+    """How to run it again; where the data lies differs from machine to machine."""
+    options = sys.argv[1:]
+    if "--data" in options:
+        at = options.index("--data")
+        options = options[:at] + options[at + 2 :]
+    return " ".join(["python", f"benchmarks/{name}.py", *options])
+
+
 def _commit() -> str:
+    """The commit, and whether code differs from it (results do, while they are written)."""
+    here = Path(__file__).parent
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        head = _git(here, "rev-parse", "--short=12", "HEAD")
+        changed = _git(here, "status", "--porcelain", "--", "*.py", "../src")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
+    return f"{head}-dirty" if changed else head
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def _short(value: Any) -> str:
