@@ -71,9 +71,9 @@ def trace_flops(trace: Trace) -> Tensor:
 
 def trace_dense_flops(trace: Trace) -> Tensor:
     """What the routed work of one pass would be if everything ran (scalar, FLOPs)."""
-    return _total(
-        [dense_flops_B(r.site, trace.valid_BT(r.site.stack)).sum() for r in nested(trace)]
-    )
+    costs = own_costs(route.site for route in trace.values())
+    sites = [replace(route.site, cost=costs[key]) for key, route in trace.items()]
+    return _total([dense_flops_B(site, trace.valid_BT(site.stack)).sum() for site in sites])
 
 
 def trace_share(trace: Trace) -> Tensor:

@@ -101,8 +101,7 @@ def _hidden(configs: Sequence[RouterConfig], views: list[BlockView]) -> bool:
 
 def _check_block(model: PreTrainedModel, view: BlockView) -> None:
     """Raise UserError for what would fail or be passed by once the classes are swapped."""
-    hooked = [name for name, module in view.module.named_modules() if hasattr(module, "_hf_hook")]
-    if hooked:
+    if any(hasattr(module, "_hf_hook") for module in view.module.modules()):
         raise UserError(
             f"block {view.layer} of {view.stack.blocks} is spread over devices by accelerate "
             "(device_map), whose hooks would run it whole: load the model on one device"

@@ -12,6 +12,11 @@ import turnout
 from turnout.execute.batches import FILL, TIGHT, groups_by_length, inputs_of, lengths_of
 from turnout.execute.pool import predict_bulk
 
+
+def stacked(rows: list[dict]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+
+
 LENGTHS = st.lists(st.integers(1, 128), min_size=1, max_size=80).map(np.array)
 
 
@@ -38,23 +43,19 @@ def test_rows_that_are_padded_already_are_pooled_as_well() -> None:
     inputs = BY_NAME["bert"].inputs()
     rows = [{name: value[i].tolist() for name, value in inputs.items()} for i in range(3)]
 
-    def stack(rows: list[dict]) -> dict[str, torch.Tensor]:
-        return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
-
-    found, expected = (predict_bulk(model, rows, stack, pooled=pooled) for pooled in (True, False))
+    found, expected = (
+        predict_bulk(model, rows, stacked, pooled=pooled) for pooled in (True, False)
+    )
     assert found.units.tolist() == expected.units.tolist()
     for ours, theirs in zip(found.logits, expected.logits, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_one_pass_needs_no_cache_and_a_decoder_reads_off_the_labels() -> None:
-    def batch(rows: list[dict]) -> dict[str, torch.Tensor]:
-        return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
-
     row = {"input_ids": [4, 5], "labels": [7, -100]}
-    llama = inputs_of(BY_NAME["llama"].build(), [row], batch)
+    llama = inputs_of(BY_NAME["llama"].build(), [row], stacked)
     assert llama["use_cache"] is False and set(llama) == {"input_ids", "use_cache"}
     t5 = BY_NAME["t5"].build()
-    read = inputs_of(t5, [row], batch)["decoder_input_ids"]
+    read = inputs_of(t5, [row], stacked)["decoder_input_ids"]
     assert read.tolist() == [[t5.config.decoder_start_token_id, 7]]
-    assert set(inputs_of(BY_NAME["bert"].build(), [row], batch)) == {"input_ids"}
+    assert set(inputs_of(BY_NAME["bert"].build(), [row], stacked)) == {"input_ids"}

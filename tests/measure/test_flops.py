@@ -45,16 +45,20 @@ def test_dense_work_is_what_torch_counts_in_the_blocks() -> None:
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
-@pytest.mark.parametrize("site", ["layer", "ffn"])
-def test_one_row_a_batch_counts_what_torch_counts(site: str, granularity: str) -> None:
+@pytest.mark.parametrize(
+    "sites", [("layer",), ("ffn",), ("layer", "attention"), ("layer", "ffn")], ids="+".join
+)
+def test_one_row_a_batch_counts_what_torch_counts(sites: tuple[str, ...], granularity: str) -> None:
+    """A sub-block in a routed layer is counted once."""
     model = BY_NAME["roberta"].build("eager")
     head = 2 * model.classifier.weight.numel() * sum(LENGTHS)
     with fixed_router():
-        turnout.install(model, [FixedConfig(site=site, granularity=granularity)])
+        turnout.install(model, [FixedConfig(site=s, granularity=granularity) for s in sites])
     with FlopCounterMode(display=False) as counter:
         result = predict_bulk(model, ROWS, collate, batch_tokens=1)
     counted = mean_flops(model, np.array(LENGTHS), result) * len(ROWS)
     assert counter.get_total_flops() == pytest.approx(counted + head, rel=1e-6)
+    assert 0 <= result.share < 1 and (result.units >= 0).all()
 
 
 def test_pooled_rows_count_the_blocks_that_ran() -> None:
@@ -65,18 +69,3 @@ def test_pooled_rows_count_the_blocks_that_ran() -> None:
     assert 0 < result.units.sum() < LAYERS * len(ROWS)
     expected = (dense_flops(model, lengths) * result.units / LAYERS).mean()
     assert mean_flops(model, lengths, result) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("granularity", ["sequence", "token"])
-@pytest.mark.parametrize("inner", ["attention", "ffn"])
-def test_a_sub_block_in_a_routed_layer_is_counted_once(inner: str, granularity: str) -> None:
-    model = BY_NAME["roberta"].build("eager")
-    head = 2 * model.classifier.weight.numel() * sum(LENGTHS)
-    with fixed_router():
-        sites = ("layer", inner)
-        turnout.install(model, [FixedConfig(site=s, granularity=granularity) for s in sites])
-    with FlopCounterMode(display=False) as counter:
-        result = predict_bulk(model, ROWS, collate, batch_tokens=1)
-    counted = mean_flops(model, np.array(LENGTHS), result) * len(ROWS)
-    assert counter.get_total_flops() == pytest.approx(counted + head, rel=1e-6)
-    assert 0 <= result.share < 1 and (result.units >= 0).all()

@@ -58,7 +58,6 @@ class Routing(nn.Module):
         self.stacks = stacks
         self.seed: int | None = None
         self.span: Span | None = None
-        self._budget = 1.0
         self._flow: Flow | None = None
         self._under_way = False
         self._by_site = {site.key: router for router in routers.values() for site in router.sites}
@@ -67,18 +66,18 @@ class Routing(nn.Module):
     @property
     def budget(self) -> float:
         """The dial: share of the routed work that may be spent, 0..1."""
-        return self._budget
+        return self.spec["budget"]
 
     @budget.setter
     def budget(self, value: float) -> None:
         if not (isinstance(value, int | float) and 0.0 <= value <= 1.0):
             raise UserError(f"budget must be a number from 0 to 1, got {value!r}")
-        self._budget = self.spec["budget"] = float(value)
+        self.spec["budget"] = float(value)
 
     @contextmanager
     def at(self, budget: float) -> Iterator[None]:
         """Spend this budget inside, then go back to the earlier one."""
-        before = self._budget
+        before = self.budget
         self.budget = budget
         try:
             yield
@@ -129,7 +128,7 @@ class Routing(nn.Module):
         def mask_of(stack: str, batch: int, length: int) -> Tensor | None:
             return token_mask(model, self.stacks[stack], inputs, batch, length)
 
-        return Flow(inputs, seed, self._budget, training, mask_of)
+        return Flow(inputs, seed, self.budget, training, mask_of)
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the model: start a pass."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.hosts.attach import blocks_of, find_family
 
-# The names of cuts, as a pattern for recipes.
-CUT = r"^((first|last)-[1-9][0-9]*|every-other)$"
+# The name of a cut in a recipe.
+Cut = Annotated[str, Field(pattern=r"^((first|last)-[1-9][0-9]*|every-other)$")]
 
 
 def static_layers(name: str, depth: int) -> list[int]:

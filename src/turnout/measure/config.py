@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from turnout.hosts.cut import CUT
+from turnout.hosts.cut import Cut
 
 Budget = Annotated[float, Field(ge=0.0, le=1.0)]
-Cut = Annotated[str, Field(pattern=CUT)]
 Count = Annotated[int, Field(gt=0)]
 
 

@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from turnout.hosts.cut import CUT
+from turnout.hosts.cut import Cut
 
-Cut = Annotated[str, Field(pattern=CUT)]
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

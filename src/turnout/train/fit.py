@@ -47,7 +47,8 @@ def fit(
     """
     set_dropout(model, config.dropout, config.attention_dropout)
     freeze(model, config.freeze)
-    format_ = _format(model, data, config, Path(out), say)
+    begun = last_checkpoint(out)
+    format_ = _format(model, data, config, Path(out), begun is not None, say)
     scored = data.references is not None
     trainer = RoutedTrainer(
         model=model,
@@ -72,7 +73,7 @@ def fit(
         trainer.add_callback(EarlyStoppingCallback(config.patience))
     start = time.perf_counter()
     with attention_of(model, format_):
-        trainer.train(resume_from_checkpoint=last_checkpoint(out))
+        trainer.train(resume_from_checkpoint=begun)
     spent = time.perf_counter() - start
     say(f"  {title}: {trainer.state.global_step:,} steps, {trainer.tokens / spent:,.0f} tokens/s")
     # Accelerate leaves its autocast around the forward method
@@ -82,11 +83,16 @@ def fit(
 
 
 def _format(
-    model: PreTrainedModel, data: Data, config: TrainConfig, out: Path, say: Callable[[str], None]
+    model: PreTrainedModel,
+    data: Data,
+    config: TrainConfig,
+    out: Path,
+    begun: bool,
+    say: Callable[[str], None],
 ) -> StepFormat:
-    """The number format to train in: that of the checkpoint to go on from, or the fastest."""
+    """The number format to train in: that of the training begun in ``out``, or the fastest."""
     noted = out / "number_format.json"
-    if last_checkpoint(out) is not None and noted.is_file():
+    if begun and noted.is_file():
         return StepFormat(**read_json(noted))
     found, seconds = step_format(config.precision, model, data.usual_batch(config.batch_size))
     if seconds:

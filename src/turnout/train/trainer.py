@@ -130,12 +130,12 @@ class RoutedTrainer(Trainer):
         if routing is None:
             return parts
         flow = routing.current_flow()
+        share = trace_share(flow.trace)
         if any(route.weight_BTU.requires_grad for route in flow.trace.values()):
-            share = trace_share(flow.trace)
             parts["budget"] = objectives.budget(share, self.target_budget())
             if weights.balance:
                 parts["balance"] = objectives.balance(flow.trace)
-        self._meters["share"].append(trace_share(flow.trace).detach())
+        self._meters["share"].append(share.detach())
         for router in routing.all_routers():
             for name, value in router.losses(flow, logits, labels, teacher).items():
                 parts[name] = parts[name] + value if name in parts else value
