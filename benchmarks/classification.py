@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from common import Benchmark, goal, main
+from common import Benchmark, main
 from datasets_here import ag_news, sst2
-from frontier_claim import WORK, arms_of, at_speed, over_seeds
+from frontier_claim import WORK, arms_of, gain_at, loss_at
 
 SPEEDS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 BUDGETS = [0.65, 0.55, 0.45, 0.38, 0.32, 0.26, 0.2, 0.15, 0.1]
@@ -58,26 +58,10 @@ def run() -> None:
     verdict = {}
     for name in READERS:
         for speed in SPEEDS:
-            gain = over_seeds(
-                benchmark,
-                name,
-                lambda rows, s=speed: (
-                    at_speed(rows, ["routed", "dense"], "accuracy", s)
-                    - at_speed(rows, ["static", "dense"], "accuracy", s)
-                ),
-            )
             key = f"{name}: routed minus cut at {speed:g}x"
-            verdict[key] = {**goal(gain["mean"], at_least=0.0), "over_seeds": gain}
-        loss = over_seeds(
-            benchmark,
-            name,
-            lambda rows: (
-                max(r["accuracy"] for r in rows if r["family"] == "dense")
-                - at_speed(rows, ["routed", "dense"], "accuracy", 3.0)
-            ),
-        )
+            verdict[key] = gain_at(benchmark, name, "accuracy", speed)
         key = f"{name}: points lost to dense at 3x"
-        verdict[key] = {**goal(100 * loss["mean"], at_most=1.0), "over_seeds": loss}
+        verdict[key] = loss_at(benchmark, name, "accuracy", 3.0, at_most=1.0)
     benchmark.finish(verdict)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from common import Benchmark, goal, main
 from datasets_here import conll2003
-from frontier_claim import WORK, arms_of, at_speed, over_seeds
+from frontier_claim import WORK, arms_of, gain_at, loss_at, over_seeds
 
 BUDGETS = [0.7, 0.6, 0.5, 0.4, 0.35, 0.3]
 SPEEDS = (1.3, 1.5, 1.75, 2.0)
@@ -57,23 +57,10 @@ def run() -> None:
     score = over_seeds(benchmark, "conll2003", dense)
     verdict = {"dense entity F1": {**goal(score["mean"], at_least=0.865), "over_seeds": score}}
     for speed in SPEEDS:
-        loss = over_seeds(
-            benchmark,
-            "conll2003",
-            lambda rows, s=speed: dense(rows) - at_speed(rows, ["routed", "dense"], "f1", s),
-        )
-        gain = over_seeds(
-            benchmark,
-            "conll2003",
-            lambda rows, s=speed: (
-                at_speed(rows, ["routed", "dense"], "f1", s)
-                - at_speed(rows, ["static", "dense"], "f1", s)
-            ),
-        )
         key = f"points lost to dense at {speed:g}x"
-        verdict[key] = {**goal(100 * loss["mean"], at_most=0.5), "over_seeds": loss}
+        verdict[key] = loss_at(benchmark, "conll2003", "f1", speed, at_most=0.5)
         key = f"routed minus cut at {speed:g}x"
-        verdict[key] = {**goal(gain["mean"], at_least=0.0), "over_seeds": gain}
+        verdict[key] = gain_at(benchmark, "conll2003", "f1", speed)
     benchmark.finish(verdict)
 
 

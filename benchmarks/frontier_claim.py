@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import Benchmark, Row
+from common import Benchmark, Row, goal
 
 from turnout.measure.frontier import line_at
 from turnout.measure.results import Results
@@ -87,3 +87,29 @@ def over_seeds(
         for seed in sorted({r["seed"] for r in benchmark.rows if r["dataset"] == dataset})
     ]
     return {"mean": statistics.fmean(values), "low": min(values), "high": max(values)}
+
+
+def gain_at(benchmark: Benchmark, dataset: str, metric: str, speed: float) -> Row:
+    """Routed minus cut at a speed-up: an entry of the verdict."""
+    gain = over_seeds(
+        benchmark,
+        dataset,
+        lambda rows: (
+            at_speed(rows, ["routed", "dense"], metric, speed)
+            - at_speed(rows, ["static", "dense"], metric, speed)
+        ),
+    )
+    return {**goal(gain["mean"], at_least=0.0), "over_seeds": gain}
+
+
+def loss_at(benchmark: Benchmark, dataset: str, metric: str, speed: float, at_most: float) -> Row:
+    """Points that the routed model loses to dense at a speed-up: an entry of the verdict."""
+    loss = over_seeds(
+        benchmark,
+        dataset,
+        lambda rows: (
+            next(r[metric] for r in rows if r["family"] == "dense")
+            - at_speed(rows, ["routed", "dense"], metric, speed)
+        ),
+    )
+    return {**goal(100 * loss["mean"], at_most=at_most), "over_seeds": loss}
