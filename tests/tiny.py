@@ -55,6 +55,11 @@ def bert_config(**more: Any) -> hf.BertConfig:
     return hf.BertConfig(**{**sizes, **more})
 
 
+def stacked(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Encoded rows of one length as a batch."""
+    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+
+
 def save_reviews(folder: Path, rows: int = 40) -> dict[str, Path]:
     """train.csv, validation.csv, test.csv (text, label); the label can be read off one word."""
     paths = {}

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from hosts_table import BY_NAME
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import stacked
 
 import turnout
 from turnout.execute.batches import FILL, TIGHT, groups_by_length, inputs_of, lengths_of
 from turnout.execute.pool import predict_bulk
-
-
-def stacked(rows: list[dict]) -> dict[str, torch.Tensor]:
-    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
-
 
 LENGTHS = st.lists(st.integers(1, 128), min_size=1, max_size=80).map(np.array)
 

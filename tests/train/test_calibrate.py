@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hosts_table import HOSTS, Host
+from tiny import stacked
 from transformers import PreTrainedModel
 
 import turnout
@@ -110,10 +111,6 @@ def rows_of(host: Host) -> list[dict[str, Any]]:
         inputs["labels"] = inputs.pop("decoder_input_ids")
         inputs.pop("decoder_attention_mask")
     return [{name: value[i].tolist() for name, value in inputs.items()} for i in range(3)]
-
-
-def stacked(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
 
 
 @pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)

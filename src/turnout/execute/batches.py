@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from turnout.cost import nested, trace_dense_flops, trace_flops
+from turnout.execute.routing import forward_names
 from turnout.flow import Flow
 from turnout.route import UnitCost
 
@@ -85,7 +85,7 @@ def inputs_of(model: Any, rows: Sequence[Row], collate: Collate) -> dict[str, An
         shifted = model.prepare_decoder_input_ids_from_labels
         batch.setdefault("decoder_input_ids", shifted(labels=labels))
     inputs: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items()}
-    if "use_cache" in inspect.signature(type(model).forward).parameters:
+    if "use_cache" in forward_names(type(model)):
         inputs["use_cache"] = False
     return inputs
 

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import torch
@@ -61,7 +62,6 @@ class Routing(nn.Module):
         self._flow: Flow | None = None
         self._under_way = False
         self._by_site = {site.key: router for router in routers.values() for site in router.sites}
-        self._names: list[str] = []
 
     @property
     def budget(self) -> float:
@@ -132,9 +132,7 @@ class Routing(nn.Module):
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the model: start a pass."""
-        if not self._names:
-            self._names = list(inspect.signature(type(model).forward).parameters)[1:]
-        inputs = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        inputs = {**dict(zip(forward_names(type(model)), args, strict=False)), **kwargs}
         self._flow = self.new_flow(model, inputs)
         self._under_way = True
 
@@ -168,6 +166,12 @@ class Routing(nn.Module):
             return copy
         finally:
             self._flow = flow
+
+
+@cache
+def forward_names(model_class: type[nn.Module]) -> tuple[str, ...]:
+    """The names of the arguments of a class's forward method, in their order."""
+    return tuple(inspect.signature(model_class.forward).parameters)[1:]
 
 
 def token_mask(

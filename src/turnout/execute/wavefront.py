@@ -2,12 +2,13 @@
 
 When inputs leave early or skip layers one by one, a batch thins out and small operations eat the
 gain. Here all inputs of a window move through the model together: at each depth the router is
-asked, what is left of thinned packs is joined with its neighbours of like length, and the block
-is run on what must run.
+asked, what is left of thinned packs is joined with its neighbours of like length, and the blocks
+up to the next choice are run on what must run.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -31,54 +32,59 @@ class Wavefront(Batches):
         self.routing: Any = self.model.turnout
         self.router: Router = self.routing.all_routers()[0]
         self.seed = self.routing.new_flow(self.model, {}).seed
-        sites = {site.layer: site for site in self.router.sites}
-        depth = self.router.sites[0].depth
-        packs = deque(self._embed())
-        for layer in range(depth):
-            packs = self._step(layer, sites.get(layer), packs)
-        for pack in packs:
-            outputs = run_span(self.model, pack.inputs, depth, None, pack.hidden_BTD)
-            self.answer(pack.rows, outputs["logits"], pack.mask_BT)
-        self.meter.whole += sum(whole_flops(s.cost, self.lengths) for s in self.router.sites)
+        sites = self.router.sites
+        packs = deque(self._embed(sites[0].layer))
+        for site, after in itertools.zip_longest(sites, sites[1:]):
+            packs = self._step(site, None if after is None else after.layer, packs)
+        self.meter.whole += sum(whole_flops(site.cost, self.lengths) for site in sites)
 
-    def _embed(self) -> Iterator[Pack]:
-        """The states that enter the first block, and what random routers key on."""
+    def _embed(self, stop: int) -> Iterator[Pack]:
+        """The states that enter the first block with a choice, and what random routers key on."""
         for group in groups_by_length(self.lengths, self.batch_tokens):
             inputs = self.batch(group)
-            hidden_BTD = run_span(self.model, inputs, 0, 0)
+            hidden_BTD = run_span(self.model, inputs, 0, stop)
+            self.meter.units[self.places[group]] += stop
             flow = self.routing.current_flow()
             keys_B = flow.keys_B(len(group), self.device) - flow.seed
             ids_BT, mask_BT = inputs["input_ids"], inputs.get("attention_mask")
             lengths = self.lengths[group]
             yield _on_the_left(Pack(group, lengths, hidden_BTD, ids_BT, keys_B, {}), mask_BT)
 
-    def _step(self, layer: int, site: Site | None, packs: deque[Pack]) -> deque[Pack]:
-        """One depth: ask, run the block on what must run; returns who is still under way."""
+    def _step(self, site: Site, stop: int | None, packs: deque[Pack]) -> deque[Pack]:
+        """One choice: ask, and run the blocks up to the next one (``stop``; None = to the answers)
+        on what must run; returns who is still under way."""
         fill = int(self.batch_tokens * FILL)
         running = Pool(fill, self.router.token_memory)
         waiting = Pool(fill, self.router.token_memory)
         under_way: list[Pack] = []
+
+        def advance(ready: list[Pack], runs: bool) -> None:
+            for pack in ready:
+                under_way.extend(self._advance(pack, site, runs, stop))
+
         while packs:
             pack = packs.popleft()
-            runs_B = np.ones(len(pack.rows), dtype=bool)
-            gone_B = ~runs_B
-            if site is not None:
-                runs_B, gone_B = self._ask(site, pack)
-            for full in running.add(pack, runs_B & ~gone_B):
-                under_way.append(self._advance(layer, site, full))
-            under_way += waiting.add(pack, ~runs_B & ~gone_B)
-        under_way += [self._advance(layer, site, rest) for rest in running.flush()]
-        under_way += waiting.flush()
+            runs_B, gone_B = self._ask(site, pack)
+            advance(running.add(pack, runs_B & ~gone_B), True)
+            advance(waiting.add(pack, ~runs_B & ~gone_B), False)
+        advance(running.flush(), True)
+        advance(waiting.flush(), False)
         return deque(sorted(under_way, key=lambda pack: -pack.longest))
 
-    def _advance(self, layer: int, site: Site | None, pack: Pack) -> Pack:
-        """Run one block on a pack."""
-        pack.hidden_BTD = run_span(self.model, pack.inputs, layer, layer + 1, pack.hidden_BTD)
-        self.meter.units[self.places[pack.rows]] += 1
-        if site is not None:
+    def _advance(self, pack: Pack, site: Site, runs: bool, stop: int | None) -> Iterator[Pack]:
+        """Run a site's block, or pass it by, and the blocks after it; the pack, if it goes on."""
+        start = site.layer if runs else site.layer + 1
+        self.meter.units[self.places[pack.rows]] += (site.depth if stop is None else stop) - start
+        if runs:
             self.meter.ran(site.key, len(pack.rows))
             self.meter.spent += whole_flops(site.cost, pack.lengths)
-        return pack
+        if stop is None:
+            outputs = run_span(self.model, pack.inputs, start, None, pack.hidden_BTD)
+            self.answer(pack.rows, outputs["logits"], pack.mask_BT)
+            return
+        if start < stop:
+            pack.hidden_BTD = run_span(self.model, pack.inputs, start, stop, pack.hidden_BTD)
+        yield pack
 
     def _ask(self, site: Site, pack: Pack) -> tuple[np.ndarray, np.ndarray]:
         """Which of a pack run this block, and which are done for good (their answer is stored)."""
