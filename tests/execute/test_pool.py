@@ -18,6 +18,7 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "exit-patience": {"kind": "exit", "criterion": "patience", "hidden": 0},
     "exit-held": {"kind": "exit", "hold_first": 1, "criterion": "learned", "hidden": 0},
     "gate": {"kind": "gate"},
+    "gate-some": {"kind": "gate", "layers": [0, 2]},
     "random-skip": {"kind": "random-skip", "rate": 0.5},
     "random-jump": {"kind": "random-jump", "p": 0.5},
 }
