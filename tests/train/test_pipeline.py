@@ -86,6 +86,22 @@ def test_the_routed_model_may_start_from_a_cut_host(path: Path, tmp_path: Path) 
     assert not (tmp_path / "other").exists()
 
 
+def test_routers_may_be_trained_on_a_trained_cut_host(path: Path, tmp_path: Path) -> None:
+    cut = ("train.routed_layers=first-1", "train.routed_start=cut", "train.routed_freeze=host")
+    said = train(load(path, (*FEW, *cut)), tmp_path / "run")
+    assert sum("first-1: " in line for line in said) == 1
+    static, routed = (
+        weights(tmp_path / "run" / "static" / "first-1", "."),
+        weights(tmp_path / "run"),
+    )
+    assert same(static, {key: routed[key] for key in static})
+    heads = [key for key in routed if key.startswith("turnout.") and key.endswith("bias")]
+    assert heads and all(routed[key].abs().sum() > 0 for key in heads)
+    for wrong in (("train.routed_start=cut",), ("train.routed_freeze=hosts",)):
+        with pytest.raises(UserError, match="routed_layers|hosts"):
+            load(path, (*FEW, *wrong))
+
+
 def test_the_same_recipe_gives_the_same_weights(path: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         torch.manual_seed(len(name))

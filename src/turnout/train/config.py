@@ -10,6 +10,7 @@ from turnout.hosts.cut import Cut
 
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0.0)]
+Freeze = Literal["none", "embeddings", "host"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -19,14 +20,16 @@ class TrainConfig(BaseModel):
     epochs: of the dense host; 0 takes it as it is, trained for this task already. routed_epochs:
     of the routed model, which starts from it (None = as many). routed_layers: the routed
     model starts from the dense host cut to these layers, as ``first-4``: where deeper ones add
-    nothing, no input need run them (None = all). max_steps: of each of the two.
+    nothing, no input need run them (None = all). routed_start: ``cut`` trains that cut model first,
+    as measuring does, and the routed model starts from it. max_steps: of each training.
     accumulate: batches to a step. learning_rate: of the host; routed_learning_rate: of the host in
     the routed model and in cut models, which start from the trained one (None = the same);
     router_learning_rate: of the routers. warmup: share of the steps. clip: largest norm of the
     gradient. dropout: replaces the host's dropout (0 is much faster on a CPU); None keeps it.
     attention_dropout: another rate inside of attention (0 keeps torch's fused kernel on a CPU).
     freeze: ``embeddings`` trains all but the embeddings (much faster on a CPU), ``host`` trains
-    only the routers once the dense host is trained. budget: share of the work that gates learn to
+    only the routers once the dense host is trained; routed_freeze: the same for the routed model
+    alone (None = as ``freeze``). budget: share of the work that gates learn to
     spend, reached after ``anneal`` of the steps, and the budget that a loaded model starts with.
     precision: ``auto`` times real steps in fp32 and bf16 and takes the faster. evaluate_every:
     steps between validations; None = at the end only. patience: validations without a gain before
@@ -39,6 +42,7 @@ class TrainConfig(BaseModel):
     epochs: Rate = 3.0
     routed_epochs: Annotated[float, Field(gt=0)] | None = None
     routed_layers: Cut | None = None
+    routed_start: Literal["dense", "cut"] = "dense"
     max_steps: Count | None = None
     batch_size: Count = 32
     accumulate: Count = 1
@@ -50,7 +54,8 @@ class TrainConfig(BaseModel):
     clip: Rate = 1.0
     dropout: Share | None = None
     attention_dropout: Share | None = None
-    freeze: Literal["none", "embeddings", "host"] = "none"
+    freeze: Freeze = "none"
+    routed_freeze: Freeze | None = None
     budget: Share = 0.5
     anneal: Share = 0.5
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -65,9 +70,16 @@ class TrainConfig(BaseModel):
     def _trains(self) -> TrainConfig:
         if self.epochs == 0 and self.routed_epochs is None:
             raise ValueError("epochs: 0 needs routed_epochs, which is taken from it otherwise")
+        if self.routed_start == "cut" and self.routed_layers is None:
+            raise ValueError("routed_start: cut needs routed_layers, which names the cut model")
         return self
 
     def second(self) -> TrainConfig:
         """The settings of what starts from the trained dense host: routed and cut models."""
         changed = {"epochs": self.routed_epochs, "learning_rate": self.routed_learning_rate}
         return self.model_copy(update={k: v for k, v in changed.items() if v is not None})
+
+    def routed(self) -> TrainConfig:
+        """The settings of the routed model."""
+        freeze = self.freeze if self.routed_freeze is None else self.routed_freeze
+        return self.second().model_copy(update={"freeze": freeze})

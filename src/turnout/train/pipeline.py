@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, set_seed
 from turnout.errors import UserError
 from turnout.hosts.cut import cut_host, cuts_of
 from turnout.install import install
+from turnout.measure.static import train_static
 from turnout.objectives import ObjectivesConfig
 from turnout.recipe import Recipe
 from turnout.run import Run, check_same, is_run, open_run, start_run
@@ -108,18 +109,22 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     # read back even when it is at hand: then going on later starts from the very same state
     dense = moved(run.load_dense())
     data = data.taught_by(dense, recipe.objectives)
+    host = _start(dense, recipe)
+    if recipe.train.routed_start == "cut":
+        host = _trained_cut(run, dense, data, say, progress)
     set_seed(recipe.train.seed)
-    model = install(_start(dense, recipe), recipe.routers)
+    model = install(host, recipe.routers)
     kinds = ", ".join(router.kind for router in recipe.routers)
     routing: Any = model.turnout
     say(f"routed model: {kinds} at {len(routing.sites)} sites, {_millions(routing)} M parameters")
     start = time.perf_counter()
-    freeze(model, recipe.train.freeze)
+    config = recipe.train.routed()
+    freeze(model, config.freeze)
     if any(parameter.requires_grad for parameter in model.parameters()):
         fit(
             model,
             data,
-            recipe.train.second(),
+            config,
             recipe.objectives,
             run.checkpoints / "routed",
             logs=run.logs / "routed",
@@ -136,6 +141,29 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
         say(f"the dial goes no lower than {least:.0%}: the routers are never sure enough to skip")
     save(model, data.tokenizer, run.routed)
     _tell_score(model, data, start, say)
+
+
+def _trained_cut(
+    run: Run, dense: PreTrainedModel, data: Data, say: Say, progress: bool
+) -> PreTrainedModel:
+    """The cut model that the routed one starts from, trained: the one that measuring compares with,
+    so both share it."""
+    recipe = run.recipe
+    name = str(recipe.train.routed_layers)
+    if not (run.static(name) / "config.json").is_file():
+        train_static(
+            name,
+            run.static(name),
+            dense,
+            data,
+            recipe.train,
+            recipe.objectives,
+            run.checkpoints / f"static-{name}",
+            logs=run.logs / name,
+            progress=progress,
+            say=say,
+        )
+    return load_host(run.static(name))
 
 
 def _tell_score(model: PreTrainedModel, data: Data, start: float, say: Say) -> None:
