@@ -98,7 +98,7 @@ def test_routers_may_be_trained_on_a_trained_cut_host(path: Path, tmp_path: Path
     heads = [key for key in routed if key.startswith("turnout.") and key.endswith("bias")]
     assert heads and all(routed[key].abs().sum() > 0 for key in heads)
     for wrong in (("train.routed_start=cut",), ("train.routed_freeze=hosts",)):
-        with pytest.raises(UserError, match="routed_layers|hosts"):
+        with pytest.raises(UserError, match=r"routed_layers|hosts"):
             load(path, (*FEW, *wrong))
 
 
