@@ -22,12 +22,13 @@ def recipe(task: dict[str, Any], seed: int, quick: bool) -> Any:
     return {
         "task": task,
         "routers": [{"kind": "exit", "hold_first": 1}],
-        # Adam gives the heads the same steps whatever their weight; the host is disturbed less.
-        "objectives": {"exits": 0.05},
         "train": {
             "epochs": 1.0 if quick else 4.0,
             "routed_epochs": 1.0 if quick else 3.0,
+            # the host is the cut model that it is compared with; only the heads train on it
             "routed_layers": "first-4",
+            "routed_start": "cut",
+            "routed_freeze": "host",
             "dropout": 0.1,
             "attention_dropout": 0.0,
             "freeze": "none" if not quick else "embeddings",
