@@ -90,10 +90,7 @@ def test_routers_may_be_trained_on_a_trained_cut_host(path: Path, tmp_path: Path
     cut = ("train.routed_layers=first-1", "train.routed_start=cut", "train.routed_freeze=host")
     said = train(load(path, (*FEW, *cut)), tmp_path / "run")
     assert sum("first-1: " in line for line in said) == 1
-    static, routed = (
-        weights(tmp_path / "run" / "static" / "first-1", "."),
-        weights(tmp_path / "run"),
-    )
+    static, routed = weights(tmp_path / "run" / "static", "first-1"), weights(tmp_path / "run")
     assert same(static, {key: routed[key] for key in static})
     heads = [key for key in routed if key.startswith("turnout.") and key.endswith("bias")]
     assert heads and all(routed[key].abs().sum() > 0 for key in heads)

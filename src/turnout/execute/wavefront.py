@@ -8,7 +8,6 @@ up to the next choice are run on what must run.
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -34,8 +33,9 @@ class Wavefront(Batches):
         self.seed = self.routing.new_flow(self.model, {}).seed
         sites = self.router.sites
         packs = deque(self._embed(sites[0].layer))
-        for site, after in itertools.zip_longest(sites, sites[1:]):
-            packs = self._step(site, None if after is None else after.layer, packs)
+        stops = [*(site.layer for site in sites[1:]), None]
+        for site, stop in zip(sites, stops, strict=True):
+            packs = self._step(site, stop, packs)
         self.meter.whole += sum(whole_flops(site.cost, self.lengths) for site in sites)
 
     def _embed(self, stop: int) -> Iterator[Pack]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import datasets
 from transformers import PreTrainedModel
@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 from turnout.files import write_text
 from turnout.hosts.cut import cuts_of
 from turnout.measure.config import MeasureConfig
+from turnout.measure.folder import RunFolder
 from turnout.measure.models import measure_models
 from turnout.measure.report import html
 from turnout.measure.results import Results
-from turnout.measure.static import train_static
+from turnout.measure.static import missing_cuts, train_static
 from turnout.tasks.base import Task
 from turnout.train.data import encode
 from turnout.train.precision import moved
@@ -32,24 +33,6 @@ TRAINED = (
     "had these steps, so it can be beaten in quality too: the cut models are the fair comparison."
 )
 PATIENT = "Each training stopped by itself (train.patience), so numbers of steps may differ."
-
-
-class RunFolder(Protocol):
-    """What a measurement needs of a run folder; ``turnout.run.Run`` is one."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def recipe(self) -> Any: ...
-    @property
-    def checkpoints(self) -> Path: ...
-    @property
-    def logs(self) -> Path: ...
-    def static(self, name: str) -> Path: ...
-    def task(self) -> Task[Any]: ...
-    def tokenizer(self) -> Any: ...
-    def load_dense(self) -> PreTrainedModel: ...
-    def load_routed(self) -> PreTrainedModel: ...
 
 
 def measure(
@@ -104,23 +87,11 @@ def static_models(
     say: Callable[[str], None] = print,
 ) -> dict[str, PreTrainedModel]:
     """The cut models that a run is compared with: loaded, or trained where they are missing."""
-    if missing := [name for name in names if not (run.static(name) / "config.json").is_file()]:
+    if missing := missing_cuts(run, names):
         say(f"training {len(missing)} cut model(s) to compare with: {', '.join(missing)}")
-        recipe = run.recipe
-        data = encode(task, splits, tokenizer).taught_by(dense, recipe.objectives)
+        data = encode(task, splits, tokenizer).taught_by(dense, run.recipe.objectives)
         for name in missing:
-            train_static(
-                name,
-                run.static(name),
-                dense,
-                data,
-                recipe.train,
-                recipe.objectives,
-                run.checkpoints / f"static-{name}",
-                logs=run.logs / name,
-                progress=progress,
-                say=say,
-            )
+            train_static(run, name, dense, data, progress=progress, say=say)
     with contextlib.suppress(OSError):  # not there, or not empty
         run.checkpoints.rmdir()
     return {name: load_host(run.static(name)).eval() for name in names}

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel
 
 from turnout.hosts.cut import cut_host
-from turnout.objectives import ObjectivesConfig
-from turnout.train.config import TrainConfig
+from turnout.measure.folder import RunFolder
 from turnout.train.data import Data
 from turnout.train.fit import fit
 from turnout.train.saving import save
 
 
+def missing_cuts(run: RunFolder, names: Sequence[str]) -> list[str]:
+    """The cut models of these names that are not trained yet."""
+    return [name for name in names if not (run.static(name) / "config.json").is_file()]
+
+
 def train_static(
+    run: RunFolder,
     name: str,
-    folder: str | Path,
     dense: PreTrainedModel,
     data: Data,
-    config: TrainConfig,
-    weights: ObjectivesConfig,
-    checkpoints: str | Path,
     *,
-    logs: str | Path | None = None,
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Train the cut model ``name`` (``first-3``, ``every-other``); ``folder`` has it whole or not.
+    """Train the cut model ``name`` (``first-3``, ``every-other``) of a run; its folder has it whole
+    or not.
 
     It gets what the routed model gets: the same start (the trained dense host), data, number of
-    steps, objectives and teacher. A stopped training goes on from ``checkpoints``. Raises UserError
+    steps, objectives and teacher. A stopped training goes on from its checkpoints. Raises UserError
     for a wrong name.
     """
+    config, checkpoints = run.recipe.train, run.checkpoints / f"static-{name}"
     model = cut_host(dense, name)
     # without routers nothing would be left to train in a frozen host
     if config.freeze == "host":
@@ -43,12 +44,12 @@ def train_static(
         model,
         data,
         config.second(),
-        weights,
+        run.recipe.objectives,
         checkpoints,
-        logs=logs,
+        logs=run.logs / name,
         title=name,
         progress=progress,
         say=say,
     )
-    save(model, data.tokenizer, folder)
+    save(model, data.tokenizer, run.static(name))
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, set_seed
 from turnout.errors import UserError
 from turnout.hosts.cut import cut_host, cuts_of
 from turnout.install import install
-from turnout.measure.static import train_static
+from turnout.measure.static import missing_cuts, train_static
 from turnout.objectives import ObjectivesConfig
 from turnout.recipe import Recipe
 from turnout.run import Run, check_same, is_run, open_run, start_run
@@ -109,9 +109,7 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     # read back even when it is at hand: then going on later starts from the very same state
     dense = moved(run.load_dense())
     data = data.taught_by(dense, recipe.objectives)
-    host = _start(dense, recipe)
-    if recipe.train.routed_start == "cut":
-        host = _trained_cut(run, dense, data, say, progress)
+    host = _routed_host(run, dense, data, say, progress)
     set_seed(recipe.train.seed)
     model = install(host, recipe.routers)
     kinds = ", ".join(router.kind for router in recipe.routers)
@@ -143,26 +141,16 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     _tell_score(model, data, start, say)
 
 
-def _trained_cut(
+def _routed_host(
     run: Run, dense: PreTrainedModel, data: Data, say: Say, progress: bool
 ) -> PreTrainedModel:
-    """The cut model that the routed one starts from, trained: the one that measuring compares with,
-    so both share it."""
-    recipe = run.recipe
-    name = str(recipe.train.routed_layers)
-    if not (run.static(name) / "config.json").is_file():
-        train_static(
-            name,
-            run.static(name),
-            dense,
-            data,
-            recipe.train,
-            recipe.objectives,
-            run.checkpoints / f"static-{name}",
-            logs=run.logs / name,
-            progress=progress,
-            say=say,
-        )
+    """What the routed model starts from: the dense host, cut or not, or the trained cut model that
+    measuring compares with, so that both share it."""
+    if run.recipe.train.routed_start == "dense":
+        return _start(dense, run.recipe)
+    name = str(run.recipe.train.routed_layers)
+    for missing in missing_cuts(run, [name]):
+        train_static(run, missing, dense, data, progress=progress, say=say)
     return load_host(run.static(name))
 
 
