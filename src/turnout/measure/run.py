@@ -32,6 +32,11 @@ TRAINED = (
     "as many steps, on the same data, with the same objectives and teacher. The dense host has not "
     "had these steps, so it can be beaten in quality too: the cut models are the fair comparison."
 )
+FROM_CUT = (
+    "The routed model starts from the trained cut model of its layers, which is one of those it is "
+    "compared with, and was trained on from there as its recipe says. Cut models start from the "
+    "trained dense host, with the same data, objectives and teacher."
+)
 PATIENT = "Each training stopped by itself (train.patience), so numbers of steps may differ."
 
 
@@ -66,7 +71,7 @@ def measure(
         command=command,
         notes=(
             *([] if "test" in splits else [NO_TEST]),
-            TRAINED,
+            FROM_CUT if run.recipe.train.routed_start == "cut" else TRAINED,
             *([PATIENT] if run.recipe.train.patience is not None else []),
         ),
         progress=progress,
