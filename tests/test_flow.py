@@ -73,7 +73,7 @@ def test_tokens_count_from_the_first_real_one() -> None:
     short = flow(input_ids=ids, attention_mask=mask.long())
     long = flow(mask=long_mask, input_ids=long_ids, attention_mask=long_mask.long())
     for one, length in ((short, 3), (long, 6)):
-        one.enter(SITE, torch.zeros(1, length, 2))
+        one.enter(SITE.stack, torch.zeros(1, length, 2))
     a = short.uniform_BT(torch.zeros(1, 3, 2), SITE, 4)
     b = long.uniform_BT(torch.zeros(1, 6, 2), SITE, 4)
     assert torch.equal(a[0], b[0, 2:5]) and len(set(a[0].tolist())) == 3

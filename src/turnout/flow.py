@@ -81,12 +81,12 @@ class Flow:
     memory: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     known_keys_B: Tensor | None = None
 
-    def enter(self, site: Site, hidden_BTD: Tensor) -> None:
-        """Note the shape and mask of a stack at its first routed site."""
-        if site.stack not in self.trace.shape_BT:
+    def enter(self, stack: str, hidden_BTD: Tensor) -> None:
+        """Note the shape and mask of a stack when its first routed or watched block runs."""
+        if stack not in self.trace.shape_BT:
             batch, length = hidden_BTD.shape[:2]
-            self.trace.shape_BT[site.stack] = (batch, length)
-            self.trace.mask_BT[site.stack] = self.mask_of(site.stack, batch, length)
+            self.trace.shape_BT[stack] = (batch, length)
+            self.trace.mask_BT[stack] = self.mask_of(stack, batch, length)
 
     def mask_BT(self, site: Site) -> Tensor | None:
         """Bool mask of real tokens at a site; None when every token is real."""

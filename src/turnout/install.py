@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
+from turnout.execute.attend import watch_attention
 from turnout.execute.block import RoutedBlock, RoutedEmbeddings
 from turnout.execute.handle import BlockHandle
 from turnout.execute.leaves import ROLES
@@ -61,8 +62,10 @@ def install(model: PreTrainedModel, routers: Sequence[RouterSpec]) -> PreTrained
     spec = {"version": 1, "routers": [c.model_dump(mode="json") for c in configs], "budget": 1.0}
     routing = Routing(built, stacks, costs, spec).to(device)
     by_key = {site.key: site for site in routing.sites}
+    watched = _watched(routing)
+    attention = watch_attention(model) if watched else None
     for view in views:
-        _attach(model, view, routing, by_key, hidden)
+        _attach(model, view, routing, by_key, hidden, watched)
     model.add_module("turnout", routing)
     routing.train(model.training)
     handles = (
@@ -70,6 +73,7 @@ def install(model: PreTrainedModel, routers: Sequence[RouterSpec]) -> PreTrained
         model.register_forward_hook(routing.end, with_kwargs=True),
     )
     object.__setattr__(model, "_turnout_hooks", handles)
+    object.__setattr__(model, "_turnout_attention", attention)
     model.config.turnout = spec
     return model
 
@@ -80,13 +84,27 @@ def uninstall(model: PreTrainedModel) -> PreTrainedModel:
         raise UserError("this model is not routed")
     for handle in model.__dict__.pop("_turnout_hooks"):
         handle.remove()
+    attention = model.__dict__.pop("_turnout_attention")
+    if attention is not None:
+        model.set_attn_implementation(attention)
     for module in model.modules():
-        for name in ("_turnout", "_turnout_scope", "_turnout_last"):
+        for name in ("_turnout", "_turnout_scope", "_turnout_last", "_turnout_watched"):
             module.__dict__.pop(name, None)
         restore(module)
     del model.turnout
     model.config.__dict__.pop("turnout")
     return model
+
+
+def _watched(routing: Routing) -> dict[tuple[str, int], str]:
+    """Whose attention must be seen, by stack and layer: in the block before each site that asks."""
+    found: dict[tuple[str, int], str] = {}
+    for router in routing.all_routers():
+        for site in router.sites if router.watch else ():
+            place = (site.stack, site.layer - 1)
+            if found.setdefault(place, str(router.watch)) != router.watch:
+                raise UserError(f"two routers look at {place} at different attention")
+    return found
 
 
 def _hidden(configs: Sequence[RouterConfig], views: list[BlockView]) -> bool:
@@ -169,6 +187,7 @@ def _attach(
     routing: Routing,
     sites: dict[str, Site],
     hidden: bool,
+    watched: dict[tuple[str, int], str],
 ) -> None:
     keys = {
         kind: f"{view.stack.name}.{view.layer}.{kind}" for kind in ("layer", "attention", "ffn")
@@ -184,6 +203,7 @@ def _attach(
         mine,
         view.stack.tuple_output,
         hidden,
+        watched.get((view.stack.name, view.layer)),
         stream,
         scopes,
     )
@@ -194,7 +214,10 @@ def _attach(
             module.__dict__["_turnout_scope"] = scopes[part]
             module.__dict__["_turnout_last"] = leaf is found[-1][0]
             above, _, name = leaf.path.rpartition(".")
-            scopes[part].leaves.append((view.module.get_submodule(above), name, module))
+            parent = view.module.get_submodule(above)
+            scopes[part].leaves.append((parent, name, module))
+            if handle.watch and part == "attention" and leaf.role in ("query", "fused"):
+                parent.__dict__["_turnout_watched"] = handle
     swap(view.module, RoutedBlock)
     view.module.__dict__["_turnout"] = handle
     if view.layer == 0 and view.stack.embeddings:

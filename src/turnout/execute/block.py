@@ -61,9 +61,27 @@ def run_block(
     if span is not None:
         return _run_span(handle, span, host, x_BTD, args, kwargs)
 
+    handle.stream.flow = flow
+    try:
+        return _run_routed(handle, flow, host, x_BTD, args, kwargs)
+    finally:
+        handle.stream.flow = None
+
+
+def _run_routed(
+    handle: BlockHandle,
+    flow: Flow,
+    host: Callable[..., Any],
+    x_BTD: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Ask, and run what must run."""
+    if handle.watch:
+        flow.enter(handle.stack, x_BTD)
     routes = {}
     for kind, site in handle.sites.items():
-        flow.enter(site, x_BTD)
+        flow.enter(site.stack, x_BTD)
         routes[kind] = flow.trace[site.key] = handle.routing.decide(site, x_BTD, flow)
     if not routes:
         return host(x_BTD, *args, **kwargs)

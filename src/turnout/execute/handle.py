@@ -17,7 +17,7 @@ class BlockHandle:
     """What a routed block knows: its sites, its sub-blocks' scopes, and the routing of the model.
 
     must_enter: the block returns more than the hidden state, so it runs even with no rows.
-    hide: skipped tokens are removed from attention.
+    hide: skipped tokens are removed from attention. watch: whose attention a router must see.
     """
 
     routing: Routing
@@ -27,5 +27,6 @@ class BlockHandle:
     sites: dict[str, Site]
     must_enter: bool
     hide: bool
+    watch: str | None = None
     stream: Stream = field(default_factory=Stream)
     scopes: dict[str, Scope] = field(default_factory=dict)

@@ -99,7 +99,7 @@ class Narrowed:
             return value if keep is None else take(value, keep, batch)
 
         try:
-            handle.stream.state_BTD = x_BTD
+            handle.stream.state_BTD, handle.stream.keep_B = x_BTD, keep
             for kind, active_BT in self.active.items():
                 scope, own = handle.scopes[kind], self.routes.get(kind)
                 scope.check()
@@ -119,7 +119,7 @@ class Narrowed:
                     args, kwargs = hide_keys(args, kwargs, mine(active_BT), x_BTD)
             return host(x_BTD, *args, **kwargs)
         finally:
-            handle.stream.state_BTD = None
+            handle.stream.state_BTD = handle.stream.keep_B = None
             for scope in handle.scopes.values():
                 scope.clear()
 

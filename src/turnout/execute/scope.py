@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from turnout.errors import UserError
+from turnout.flow import Flow
 
 _reference: ContextVar[bool] = ContextVar("turnout_reference", default=False)
 
@@ -31,9 +32,12 @@ def is_reference() -> bool:
 
 @dataclass(eq=False)
 class Stream:
-    """The residual stream inside one block while it runs: what a post-norm leaf falls back to."""
+    """One block while it runs. state_BTD: what a post-norm leaf falls back to. flow: the pass.
+    keep_B: which sequences run, None = all."""
 
     state_BTD: Tensor | None = None
+    flow: Flow | None = None
+    keep_B: Tensor | None = None
 
 
 @dataclass(eq=False)

@@ -18,9 +18,12 @@ from torch import Tensor
 
 from turnout.execute.batches import FILL, Batches, groups_by_length, whole_flops
 from turnout.execute.pack import Pack, Pool
+from turnout.execute.rows import modulate
 from turnout.execute.span import run_span
 from turnout.route import Site
 from turnout.routers.base import Router
+
+WEIGHT = ("", "weight")  # of the block that a pack runs next
 
 
 class Wavefront(Batches):
@@ -78,6 +81,9 @@ class Wavefront(Batches):
         if runs:
             self.meter.ran(site.key, len(pack.rows))
             self.meter.spent += whole_flops(site.cost, pack.lengths)
+            if self.router.weighs:
+                self._weigh(pack, start, pack.memory.pop(WEIGHT))
+                start += 1
         if stop is None:
             outputs = run_span(self.model, pack.inputs, start, None, pack.hidden_BTD)
             self.answer(pack.rows, outputs["logits"], pack.mask_BT)
@@ -85,6 +91,12 @@ class Wavefront(Batches):
         if start < stop:
             pack.hidden_BTD = run_span(self.model, pack.inputs, start, stop, pack.hidden_BTD)
         yield pack
+
+    def _weigh(self, pack: Pack, layer: int, weight_B: Tensor) -> None:
+        """Run one block and scale what it changes."""
+        before = pack.hidden_BTD
+        after = run_span(self.model, pack.inputs, layer, layer + 1, before)
+        pack.hidden_BTD = modulate(after, before, weight_B[:, None, None])
 
     def _ask(self, site: Site, pack: Pack) -> tuple[np.ndarray, np.ndarray]:
         """Which of a pack run this block, and which are done for good (their answer is stored)."""
@@ -94,7 +106,10 @@ class Wavefront(Batches):
         flow.trace.shape_BT[site.stack] = (len(pack.rows), pack.longest)
         flow.trace.mask_BT[site.stack] = pack.mask_BT if pack.padded else None
         flow.memory = pack.memory
-        runs = self.router.decide(site, pack.hidden_BTD, flow).active_BT[:, 0].cpu().numpy()
+        route = self.router.decide(site, pack.hidden_BTD, flow)
+        runs = route.active_BT[:, 0].cpu().numpy()
+        if self.router.weighs:
+            pack.memory[WEIGHT] = route.weight_BTU[:, 0, 0]
         done = self.router.answered(site, flow)
         if done is None:
             return runs, np.zeros(len(pack.rows), dtype=bool)

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from turnout.registry import Registry
+from turnout.routers.attention import AttentionConfig, AttentionRouter
 from turnout.routers.base import HostShape as HostShape
 from turnout.routers.base import Router as Router
 from turnout.routers.base import RouterConfig as RouterConfig
@@ -14,11 +15,25 @@ from turnout.routers.exit import ExitConfig, ExitRouter
 from turnout.routers.gate import GateConfig, GateRouter
 from turnout.routers.random_jump import RandomJumpConfig, RandomJumpRouter
 from turnout.routers.random_skip import RandomSkipConfig, RandomSkipRouter
+from turnout.routers.token_attention import TokenAttentionConfig, TokenAttentionRouter
 
 ROUTERS: Registry[type[Router]] = Registry("router")
-for _router in (ExitRouter, GateRouter, RandomJumpRouter, RandomSkipRouter):
+for _router in (
+    AttentionRouter,
+    ExitRouter,
+    GateRouter,
+    RandomJumpRouter,
+    RandomSkipRouter,
+    TokenAttentionRouter,
+):
     ROUTERS.add(_router.Config.model_fields["kind"].default, _router)
 
 AnyRouterConfig = Annotated[
-    ExitConfig | GateConfig | RandomJumpConfig | RandomSkipConfig, Field(discriminator="kind")
+    AttentionConfig
+    | ExitConfig
+    | GateConfig
+    | RandomJumpConfig
+    | RandomSkipConfig
+    | TokenAttentionConfig,
+    Field(discriminator="kind"),
 ]

@@ -70,12 +70,18 @@ class Router(nn.Module, ABC):
 
     levels: calibrated dial, pairs (share of the routed work, threshold on the score), share
     descending; empty = not calibrated, or a router whose dial needs none. scored: routes come
-    from comparing a score with a threshold. ceiling: the largest score there can be. token_memory:
-    names in ``flow.memory`` whose second dimension is T.
+    from comparing a score with a threshold. learns_budget: training pulls its share of the work to
+    the budget; others learn what to keep at any share. weighs: units that run have weights other
+    than 1. watch: the attention that it must see of the block before each site: that of the class
+    token, or of all; None = none. ceiling: the largest score there can be. token_memory: names in
+    ``flow.memory`` whose second dimension is T.
     """
 
     Config: ClassVar[type[RouterConfig]]
-    scored: ClassVar[bool] = False
+    scored: bool = False
+    learns_budget: bool = False
+    weighs: bool = False
+    watch: Literal["class", "all"] | None = None
     token_memory: frozenset[str] = frozenset()
 
     def __init__(self, config: RouterConfig, sites: tuple[Site, ...], host: HostShape) -> None:

@@ -59,6 +59,7 @@ class GateRouter(Router):
 
     Config: ClassVar[type[RouterConfig]] = GateConfig
     scored = True
+    learns_budget = True
     config: GateConfig
 
     def __init__(self, config: GateConfig, sites: tuple[Site, ...], host: HostShape) -> None:

@@ -131,7 +131,7 @@ class RoutedTrainer(Trainer):
             return parts
         flow = routing.current_flow()
         share = trace_share(flow.trace)
-        if any(route.weight_BTU.requires_grad for route in flow.trace.values()):
+        if any(router.learns_budget for router in routing.all_routers()):
             parts["budget"] = objectives.budget(share, self.target_budget())
             if weights.balance:
                 parts["balance"] = objectives.balance(flow.trace)

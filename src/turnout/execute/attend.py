@@ -1,0 +1,133 @@
+"""The attention function of hosts whose routers look at attention.
+
+Registered in Transformers' own table of attention functions, so queries and keys are seen as the
+host uses them (rotated, with position bias, grouped), whatever the family. It calls the host's
+function and, where the block is watched, notes how much attention each token received.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from turnout.errors import UserError
+from turnout.execute.handle import BlockHandle
+
+NAME = "turnout_sdpa"
+
+
+def attend(
+    module: nn.Module,
+    query_BHQD: Tensor,
+    key_BGKD: Tensor,
+    value_BGKD: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> Any:
+    """Scaled dot-product attention (torch's fused kernel), watched."""
+    handle: BlockHandle | None = module.__dict__.get("_turnout_watched")
+    if handle is not None and handle.stream.flow is not None:
+        scale = kwargs.get("scaling") or query_BHQD.shape[-1] ** -0.5
+        bias = kwargs.get("position_bias")
+        with torch.no_grad():
+            _note(handle, query_BHQD, key_BGKD, attention_mask, bias, scale)
+    return sdpa_attention_forward(
+        module, query_BHQD, key_BGKD, value_BGKD, attention_mask, **kwargs
+    )
+
+
+def _note(
+    handle: BlockHandle,
+    query_BHQD: Tensor,
+    key_BGKD: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+) -> None:
+    """Write what tokens received into the memory of the pass, (B, T): see ``received``."""
+    flow, stream = handle.stream.flow, handle.stream
+    assert flow is not None
+    batch, length = flow.trace.shape_BT[handle.stack]
+    valid_BT = flow.trace.mask_BT[handle.stack]
+    if valid_BT is None:
+        valid_BT = torch.ones(batch, length, dtype=torch.bool, device=query_BHQD.device)
+    here_BT = valid_BT if stream.keep_B is None else valid_BT[stream.keep_B]
+    asks_BT = here_BT
+    index_N = handle.scopes["attention"].index_N
+    if index_N is not None:  # skipped tokens ask nothing
+        ran = torch.zeros(here_BT.numel(), dtype=torch.bool, device=here_BT.device)
+        ran[index_N] = True
+        asks_BT = here_BT & ran.view_as(here_BT)
+    if handle.watch == "class":
+        first_B = here_BT.int().argmax(1)
+        rows = torch.arange(len(first_B), device=first_B.device)
+        query_BHQD = query_BHQD[rows, :, first_B][:, :, None]
+        mask = _row(mask, rows, first_B)
+        bias = _row(bias, rows, first_B)
+        asks_BT = torch.ones_like(here_BT[:, :1])
+    found_BT = received(query_BHQD, key_BGKD, here_BT, asks_BT, mask, bias, scale)
+    if stream.keep_B is not None:
+        full_BT = found_BT.new_zeros(batch, length)
+        found_BT = full_BT.index_copy(0, stream.keep_B, found_BT)
+    flow.memory[(f"{handle.stack}.{handle.layer}", "received")] = found_BT
+
+
+def received(
+    query_BHQD: Tensor,
+    key_BGKD: Tensor,
+    valid_BT: Tensor,
+    asks_BQ: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Attention that each token received, as a multiple of an equal share, (B, T), float32.
+
+    The softmax over keys, averaged over heads and over the queries that count (``asks_BQ``), times
+    the number of real tokens: 1 on average over them. Padding has 0. mask, bias: as the host's
+    attention gets them, (1|B, 1|H, Q, T), bool or added.
+    """
+    heads, groups = query_BHQD.shape[1], key_BGKD.shape[1]
+    key_BHKD = key_BGKD.repeat_interleave(heads // groups, 1)
+    logit_BHQT = (query_BHQD @ key_BHKD.transpose(-1, -2)).float() * scale
+    if bias is not None:
+        logit_BHQT = logit_BHQT + bias.float()
+    if mask is not None and mask.dtype != torch.bool:
+        logit_BHQT = logit_BHQT + mask.float()
+    elif mask is not None:
+        logit_BHQT = logit_BHQT.masked_fill(~mask, -math.inf)
+    logit_BHQT = logit_BHQT.masked_fill(~valid_BT[:, None, None], -math.inf)
+    mean_BQT = logit_BHQT.softmax(-1).mean(1).nan_to_num()
+    asks = asks_BQ.float()
+    share_BT = (mean_BQT * asks[:, :, None]).sum(1) / asks.sum(1, keepdim=True).clamp_min(1.0)
+    return share_BT * valid_BT.sum(1, keepdim=True)
+
+
+def _row(value: Tensor | None, rows: Tensor, first_B: Tensor) -> Tensor | None:
+    """The rows of a mask or bias (1|B, 1|H, Q, T) that belong to one query a sequence."""
+    if value is None or value.shape[2] == 1:
+        return value
+    value = value.expand(len(rows), *value.shape[1:])
+    return value[rows, :, first_B][:, :, None]
+
+
+def watch_attention(model: PreTrainedModel) -> str:
+    """Put the watched function into a model; returns the name of the one that was there."""
+    before = str(model.config._attn_implementation)
+    if before not in ("sdpa", "eager") or not model._can_set_attn_implementation():
+        raise UserError(
+            f"this router looks at attention, which {type(model).__name__} computes by "
+            f"{before!r}: load the host with attn_implementation='sdpa'"
+        )
+    model.set_attn_implementation(NAME)
+    return before
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
