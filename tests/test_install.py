@@ -25,7 +25,7 @@ def test_a_router_is_a_name_a_dict_or_a_config() -> None:
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("gat", r"unknown router 'gat'; known: exit, gate, .* Did you mean 'gate'\?"),
+        ("gat", r"unknown router 'gat'; known: attention, exit, gate, .* Did you mean 'gate'\?"),
         ({"site": "ffn"}, "unknown router ''"),
         ({"kind": "gate", "shap": "mlp"}, r"router gate\.shap: .*not permitted, got 'mlp'"),
         ({"kind": "gate", "shape": "cube"}, r"router gate\.shape: .*'linear' or 'mlp', got 'cube'"),

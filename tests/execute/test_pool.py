@@ -19,6 +19,8 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "exit-held": {"kind": "exit", "hold_first": 1, "criterion": "learned", "hidden": 0},
     "gate": {"kind": "gate"},
     "gate-some": {"kind": "gate", "layers": [0, 2]},
+    "attention": {"kind": "attention", "width": 8},
+    "attention-some": {"kind": "attention", "width": 8, "layers": [0, 2], "keep": "top-k"},
     "random-skip": {"kind": "random-skip", "rate": 0.5},
     "random-jump": {"kind": "random-jump", "p": 0.5},
 }
