@@ -35,7 +35,7 @@ class FixedRouter(Router):
     def __init__(self, config: FixedConfig, sites: tuple[Site, ...], host: HostShape) -> None:
         super().__init__(config, sites, host)
         generator = torch.Generator().manual_seed(7 + config.draw)
-        shape = (len(sites), MOST_B, MOST_T)
+        shape = (len(sites), MOST_B, MOST_T, max(site.units for site in sites))
         self.keep = torch.rand(shape, generator=generator) < config.keep
         weight = 0.3 + 1.4 * torch.rand(shape, generator=generator)
         self.weight = nn.Parameter(weight) if config.soft else None
@@ -45,12 +45,13 @@ class FixedRouter(Router):
         place = self.sites.index(site)
         if self.config.granularity != "token":
             length = 1
-        weight = self.keep[place, :batch, :length].to(hidden_BTD.dtype)
+        units = site.units
+        weight = self.keep[place, :batch, :length, :units].to(hidden_BTD.dtype)
         if self.config.granularity == "batch":
-            weight = weight[:1].expand(batch, 1)
+            weight = weight[:1].expand(batch, 1, units)
         if self.weight is not None:
-            weight = weight * self.weight[place, :batch, :length]
-        return Route(site, weight[:, :, None])
+            weight = weight * self.weight[place, :batch, :length, :units]
+        return Route(site, weight)
 
 
 @contextmanager

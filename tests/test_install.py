@@ -29,7 +29,7 @@ def test_a_router_is_a_name_a_dict_or_a_config() -> None:
         ({"site": "ffn"}, "unknown router ''"),
         ({"kind": "gate", "shap": "mlp"}, r"router gate\.shap: .*not permitted, got 'mlp'"),
         ({"kind": "gate", "shape": "cube"}, r"router gate\.shape: .*'linear' or 'mlp', got 'cube'"),
-        ({"kind": "gate", "site": "head"}, r"router gate\.site: .*'attention'.*, got 'head'"),
+        ({"kind": "gate", "site": "haed"}, r"router gate\.site: .*'attention'.*, got 'haed'"),
         ({"kind": "random-skip", "rate": 2}, r"router random-skip\.rate: .*less than.*, got 2"),
         ({"kind": "exit", "site": "ffn"}, r"router exit\.site: .*'layer', got 'ffn'"),
         ({"kind": "random-jump", "granularity": "token"}, r"random-jump\.granularity: .*'batch'"),

@@ -19,7 +19,7 @@ def own_costs(sites: Iterable[Site]) -> dict[str, UnitCost]:
     for site in sites:
         above = _layer_of(site)
         if site.kind != "layer" and above in found:
-            found[above] = found[above] - site.cost
+            found[above] = found[above] - site.cost * site.units
     return found
 
 
@@ -41,22 +41,26 @@ def route_flops_B(route: Route, valid_BT: Tensor, entered: bool | Tensor = False
     """Work of one route per sequence, in FLOPs, shape (B,), differentiable through the weights.
 
     A weight counts by its *value* (1 for a unit that runs), so a straight-through weight passes
-    its gradient on. Skipped tokens of a sequence in which something runs cost ``idle``, and
+    its gradient on. Tokens that a unit skips in a sequence where it runs cost ``idle``, and
     those of the sequences where the site was ``entered`` (see Trace; one bool, or one a sequence).
     """
     cost = route.site.cost
     valid = valid_BT.to(route.weight_BTU.dtype)
-    rows_B = (_ran(route.weight_BTU).sum(-1) * valid).sum(1)
-    length_B = valid.sum(1)
-    runs_B = ((rows_B.detach() > 0) | entered).to(rows_B.dtype)
-    idle_B = (length_B * route.site.units - rows_B) * runs_B
-    return cost.row * rows_B + cost.idle * idle_B + cost.pair * runs_B * length_B**2
+    rows_BU = (_ran(route.weight_BTU) * valid[:, :, None]).sum(1)
+    length_B1 = valid.sum(1, keepdim=True)
+    runs_BU = rows_BU.detach() > 0
+    entered_BU = runs_BU | _column(entered)
+    # a head that was entered only for a cache made its keys and values, no more
+    attends_BU = runs_BU if route.site.kind == "head" else entered_BU
+    idle_BU = (length_B1 - rows_BU) * entered_BU
+    work_BU = cost.row * rows_BU + cost.idle * idle_BU + cost.pair * attends_BU * length_B1**2
+    return work_BU.sum(-1)
 
 
 def dense_flops_B(site: Site, valid_BT: Tensor) -> Tensor:
     """Work of a site when everything runs, in FLOPs, shape (B,)."""
     length_B = valid_BT.sum(1).to(torch.get_default_dtype())
-    return site.cost.row * site.units * length_B + site.cost.pair * length_B**2
+    return site.units * (site.cost.row * length_B + site.cost.pair * length_B**2)
 
 
 def trace_flops(trace: Trace) -> Tensor:
@@ -92,6 +96,10 @@ def _entered(trace: Trace, route: Route) -> bool | Tensor:
     if above.site.key in trace.entered:
         return True
     return (above.active_BT & trace.valid_BT(site.stack)).any(1)
+
+
+def _column(entered: bool | Tensor) -> bool | Tensor:
+    return entered[:, None] if isinstance(entered, Tensor) else entered
 
 
 def _layer_of(site: Site) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import transformers
@@ -18,7 +18,7 @@ from turnout.run import is_run, open_run
 from turnout.train.host import open_config
 from turnout.train.saving import load
 
-KINDS: tuple[SiteKind, ...] = ("layer", "attention", "ffn")
+KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
 
 
 def inspect(target: str) -> Group:
@@ -50,7 +50,7 @@ def inspect_model(name: str) -> Group:
         site_of(view, kind)
         for view in blocks_of(model, family)
         for kind in KINDS
-        if kind == "layer" or getattr(view.stack, kind)
+        if kind in ("layer", "head") or getattr(view.stack, kind)
     ]
     facts = _facts(
         {

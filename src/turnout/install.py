@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel
@@ -12,11 +12,12 @@ from turnout.errors import UserError
 from turnout.execute.attend import watch_attention
 from turnout.execute.block import RoutedBlock, RoutedEmbeddings
 from turnout.execute.handle import BlockHandle
+from turnout.execute.heads import HEAD_ROLES
 from turnout.execute.leaves import ROLES
 from turnout.execute.routing import Routing
 from turnout.execute.scope import Scope, Stream
 from turnout.hosts.attach import BlockView, blocks_of, find_family, price, restore, site_of, swap
-from turnout.route import Site
+from turnout.route import Site, SiteKind
 from turnout.routers import ROUTERS, AnyRouterConfig, HostShape, Router, RouterConfig
 
 RouterSpec = RouterConfig | dict[str, Any] | str
@@ -63,7 +64,9 @@ def install(model: PreTrainedModel, routers: Sequence[RouterSpec]) -> PreTrained
     routing = Routing(built, stacks, costs, spec).to(device)
     by_key = {site.key: site for site in routing.sites}
     watched = _watched(routing)
-    attention = watch_attention(model) if watched else None
+    _check_heads(routing, watched)
+    heads = any(site.kind == "head" for site in routing.sites)
+    attention = watch_attention(model) if watched or heads else None
     for view in views:
         _attach(model, view, routing, by_key, hidden, watched)
     model.add_module("turnout", routing)
@@ -88,7 +91,7 @@ def uninstall(model: PreTrainedModel) -> PreTrainedModel:
     if attention is not None:
         model.set_attn_implementation(attention)
     for module in model.modules():
-        for name in ("_turnout", "_turnout_scope", "_turnout_last", "_turnout_watched"):
+        for name in ("_turnout", "_turnout_scope", "_turnout_last", "_turnout_attends"):
             module.__dict__.pop(name, None)
         restore(module)
     del model.turnout
@@ -107,9 +110,29 @@ def _watched(routing: Routing) -> dict[tuple[str, int], str]:
     return found
 
 
+def _check_heads(routing: Routing, watched: dict[tuple[str, int], str]) -> None:
+    """What chooses heads needs the attention of its block for itself."""
+    by_place: dict[tuple[str, int], dict[str, str]] = {}
+    for router in routing.all_routers():
+        for site in router.sites:
+            kinds = by_place.setdefault((site.stack, site.layer), {})
+            kinds[site.kind] = router.config.granularity
+    for place, kinds in by_place.items():
+        if "head" not in kinds:
+            continue
+        where = f"heads of {place[0]}.{place[1]}"
+        if "attention" in kinds or kinds.get("layer") == "token":
+            raise UserError(
+                f"{where} are routed: give that block's attention no other router, and a layer "
+                "router there no granularity: token"
+            )
+        if place in watched:
+            raise UserError(f"{where} are routed, and another router looks at their attention")
+
+
 def _hidden(configs: Sequence[RouterConfig], views: list[BlockView]) -> bool:
     """Are skipped tokens taken out of attention: one answer for all routers that skip attention."""
-    said = {config.visible for config in configs if config.site != "ffn"}
+    said = {config.visible for config in configs if config.site in ("layer", "attention")}
     if len(said) > 1:
         raise UserError("visible must be the same for all routers at sites layer and attention")
     if False in said and not all(view.stack.hideable for view in views):
@@ -189,9 +212,7 @@ def _attach(
     hidden: bool,
     watched: dict[tuple[str, int], str],
 ) -> None:
-    keys = {
-        kind: f"{view.stack.name}.{view.layer}.{kind}" for kind in ("layer", "attention", "ffn")
-    }
+    keys = {kind: f"{view.stack.name}.{view.layer}.{kind}" for kind in get_args(SiteKind)}
     mine = {kind: sites[key] for kind, key in keys.items() if key in sites}
     stream = Stream()
     scopes = {part: Scope(stream) for part in _PARTS if getattr(view.stack, part)}
@@ -210,17 +231,32 @@ def _attach(
     for part in scopes:
         found = list(view.leaves(part))
         for leaf, module in found:
-            swap(module, ROLES[leaf.role])
+            by_heads = part == "attention" and "head" in mine
+            role = "merge" if by_heads and leaf.path == view.merge else leaf.role
+            swap(module, (HEAD_ROLES if by_heads and role in HEAD_ROLES else ROLES)[role])
             module.__dict__["_turnout_scope"] = scopes[part]
             module.__dict__["_turnout_last"] = leaf is found[-1][0]
             above, _, name = leaf.path.rpartition(".")
             parent = view.module.get_submodule(above)
             scopes[part].leaves.append((parent, name, module))
-            if handle.watch and part == "attention" and leaf.role in ("query", "fused"):
-                parent.__dict__["_turnout_watched"] = handle
+            if part == "attention" and leaf.role in ("query", "fused"):
+                parent.__dict__["_turnout_attends"] = handle
+    if "head" in mine:
+        _attach_merge(view, scopes["attention"])
     swap(view.module, RoutedBlock)
     view.module.__dict__["_turnout"] = handle
     if view.layer == 0 and view.stack.embeddings:
         embeddings = model.base_model.get_submodule(view.stack.embeddings)
         swap(embeddings, RoutedEmbeddings)
         embeddings.__dict__["_turnout"] = handle
+
+
+def _attach_merge(view: BlockView, scope: Scope) -> None:
+    """Attention's output projection, where it is a part of a leaf."""
+    module = view.module.get_submodule(view.merge)
+    if "_turnout_scope" in module.__dict__:
+        return
+    swap(module, HEAD_ROLES["merge"])
+    module.__dict__["_turnout_scope"], module.__dict__["_turnout_last"] = scope, False
+    above, _, name = view.merge.rpartition(".")
+    scope.leaves.append((view.module.get_submodule(above), name, module))

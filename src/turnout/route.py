@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-SiteKind = Literal["layer", "attention", "ffn"]
+SiteKind = Literal["layer", "attention", "ffn", "head"]
 Granularity = Literal["batch", "sequence", "token"]
 
 
@@ -29,6 +29,14 @@ class UnitCost:
     idle: float = 0.0
     pair: float = 0.0
     bytes: int = 0
+
+    def part(self, units: int) -> UnitCost:
+        """The work of one of several equal units."""
+        return UnitCost(self.row / units, self.idle / units, self.pair / units, self.bytes // units)
+
+    def __mul__(self, units: int) -> UnitCost:
+        """The work of several such units."""
+        return UnitCost(self.row * units, self.idle * units, self.pair * units, self.bytes * units)
 
     def __sub__(self, other: UnitCost) -> UnitCost:
         """The work that is left when a part of it is counted elsewhere."""

@@ -63,7 +63,7 @@ def test_the_watched_function_is_the_hosts(host: Host) -> None:
         turnout.uninstall(model)
         assert model.config._attn_implementation == "sdpa"
         assert torch.equal(model(**inputs)["logits"], before)
-    assert not any("_turnout_watched" in module.__dict__ for module in model.modules())
+    assert not any("_turnout_attends" in module.__dict__ for module in model.modules())
 
 
 @every_encoder

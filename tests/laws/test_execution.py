@@ -71,7 +71,7 @@ def routed(host: Host, *routers: dict[str, Any]) -> PreTrainedModel:
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
-@pytest.mark.parametrize("site", ["layer", "attention", "ffn"])
+@pytest.mark.parametrize("site", ["layer", "attention", "ffn", "head"])
 def test_packed_equals_reference(host: Host, site: str, granularity: str, soft: bool) -> None:
     inputs = host.inputs()
     model = routed(host, dict(site=site, granularity=granularity, soft=soft))

@@ -39,7 +39,7 @@ def test_a_shared_gate_has_one_map_and_a_bias_a_layer() -> None:
     one = turnout.install(HOST.build(), [{"kind": "gate", "shared": True}]).turnout
     many = turnout.install(HOST.build(), [{"kind": "gate"}]).turnout
     assert len(one.all_routers()[0].gates) == 1 and len(many.all_routers()[0].gates) == 3
-    assert one.all_routers()[0].bias.shape == (3,)
+    assert one.all_routers()[0].bias.shape == (3, 1)
 
 
 def test_less_work_in_the_loss_closes_gates() -> None:

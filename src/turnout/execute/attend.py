@@ -1,8 +1,9 @@
-"""The attention function of hosts whose routers look at attention.
+"""The attention function of hosts whose routers look at attention, or choose heads.
 
 Registered in Transformers' own table of attention functions, so queries and keys are seen as the
 host uses them (rotated, with position bias, grouped), whatever the family. It calls the host's
-function and, where the block is watched, notes how much attention each token received.
+function and, where the block is watched, notes how much attention each token received; where
+heads are routed, only those that run attend.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from turnout.errors import UserError
 from turnout.execute.handle import BlockHandle
+from turnout.execute.scope import is_reference
 
 NAME = "turnout_sdpa"
 
@@ -31,15 +33,21 @@ def attend(
     **kwargs: Any,
 ) -> Any:
     """Scaled dot-product attention (torch's fused kernel), watched."""
-    handle: BlockHandle | None = module.__dict__.get("_turnout_watched")
-    if handle is not None and handle.stream.flow is not None:
+    handle: BlockHandle | None = module.__dict__.get("_turnout_attends")
+    if handle is not None and handle.watch and handle.stream.flow is not None:
         scale = kwargs.get("scaling") or query_BHQD.shape[-1] ** -0.5
         bias = kwargs.get("position_bias")
         with torch.no_grad():
             _note(handle, query_BHQD, key_BGKD, attention_mask, bias, scale)
-    return sdpa_attention_forward(
-        module, query_BHQD, key_BGKD, value_BGKD, attention_mask, **kwargs
-    )
+    inputs = (module, query_BHQD, key_BGKD, value_BGKD, attention_mask)
+    plan = None if handle is None else handle.scopes["attention"].heads
+    if plan is None:
+        return sdpa_attention_forward(*inputs, **kwargs)
+    if is_reference():
+        out_BTHD, _ = sdpa_attention_forward(*inputs, **kwargs)
+    else:
+        out_BTHD = plan.attend(*inputs, **kwargs)
+    return plan.weigh(out_BTHD), None
 
 
 def _note(
@@ -122,7 +130,7 @@ def watch_attention(model: PreTrainedModel) -> str:
     before = str(model.config._attn_implementation)
     if before not in ("sdpa", "eager") or not model._can_set_attn_implementation():
         raise UserError(
-            f"this router looks at attention, which {type(model).__name__} computes by "
+            f"a router looks at attention or chooses heads, but {type(model).__name__} attends by "
             f"{before!r}: load the host with attn_implementation='sdpa'"
         )
     model.set_attn_implementation(NAME)

@@ -140,7 +140,7 @@ class Batches:
     def _count(self, group: np.ndarray, flow: Flow) -> None:
         units = np.full(len(group), float(len(self.routing.block_costs)))
         for route in nested(flow.trace):
-            active = route.active_BT.float()
+            active = (route.weight_BTU.detach() != 0).float().mean(-1)
             if active.shape[1] > 1:
                 valid = flow.trace.valid_BT(route.site.stack).float()
                 active = (active * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True)

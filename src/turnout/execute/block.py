@@ -89,9 +89,10 @@ def _run_routed(
     run = Narrowed(handle, x_BTD, mask_BT, routes)
     if run.everything and not run.weighted:
         return host(x_BTD, *args, **kwargs)
-    enter = handle.must_enter or any(isinstance(v, Cache) for v in (*args, *kwargs.values()))
+    cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
+    enter = handle.must_enter or cached
     for kind, site in handle.sites.items():
-        if enter or kind == "attention":
+        if cached if kind == "head" else enter or kind == "attention":
             flow.trace.entered.add(site.key)
     out = run.execute(host, args, kwargs, enter)
     layer = routes.get("layer")

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from turnout.execute.handle import BlockHandle
+from turnout.execute.heads import HeadPlan
 from turnout.execute.reference import pick_sequences
 from turnout.execute.scope import is_reference
 from turnout.route import Route
@@ -44,11 +46,14 @@ class Narrowed:
             if parts:
                 active_BT = parts[0] if len(parts) == 1 else parts[0] & parts[1]
                 self.active[kind] = active_BT.expand(shape)
+        self.heads = routes.get("head")
         self.weighted = any(is_weighted(route) for route in routes.values())
 
     @property
     def everything(self) -> bool:
         """Does every real token run in every sub-block."""
+        if self.heads is not None and not bool((self.heads.weight_BTU != 0).all()):
+            return False
         return all(bool(self._skipped(a).sum() == 0) for a in self.active.values())
 
     def _skipped(self, active_BT: Tensor) -> Tensor:
@@ -56,6 +61,14 @@ class Narrowed:
 
     def _real(self, active_BT: Tensor) -> Tensor:
         return active_BT if self.mask_BT is None else active_BT & self.mask_BT
+
+    def _heads_BTU(self) -> Tensor:
+        """Weights of heads, 0 where the layer does not run either."""
+        assert self.heads is not None
+        weight_BTU = self.heads.weight_BTU
+        if self.layer_BT is None:
+            return weight_BTU
+        return weight_BTU * self.layer_BT[:, :, None].to(weight_BTU.dtype)
 
     def execute(
         self, host: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], enter: bool
@@ -93,6 +106,7 @@ class Narrowed:
     ) -> Any:
         """Run the host's block with its leaves narrowed to the active rows."""
         handle, batch = self.handle, self.x_BTD.shape[0]
+        cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
         layer_index: Tensor | None = None  # one index serves all that a layer decision covers
 
         def mine(value: Tensor) -> Tensor:
@@ -117,6 +131,8 @@ class Narrowed:
                     scope.weight_N = weight_BT.reshape(-1).index_select(0, index)
                 if kind == "attention" and handle.hide:
                     args, kwargs = hide_keys(args, kwargs, mine(active_BT), x_BTD)
+            if self.heads is not None:
+                handle.scopes["attention"].heads = HeadPlan(mine(self._heads_BTU()), cached)
             return host(x_BTD, *args, **kwargs)
         finally:
             handle.stream.state_BTD = handle.stream.keep_B = None

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from turnout.errors import UserError
 from turnout.flow import Flow
+
+if TYPE_CHECKING:
+    from turnout.execute.heads import HeadPlan
 
 _reference: ContextVar[bool] = ContextVar("turnout_reference", default=False)
 
@@ -45,6 +49,7 @@ class Scope:
     """The rows that one sub-block computes right now; ``index_N is None`` means all of them.
 
     weight_N: weights of those rows, applied by the sub-block's last leaf; None = all 1.
+    heads: which heads run, where a router chooses; None = all, as the host has them.
     hide: skipped rows need no keys and values either. like_BTD: the full shape. leaves: where the
     sub-block's leaves were found: parent, name, leaf.
     """
@@ -53,6 +58,7 @@ class Scope:
     leaves: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
     index_N: Tensor | None = None
     weight_N: Tensor | None = None
+    heads: HeadPlan | None = None
     hide: bool = False
     like_BTD: Tensor | None = None
 
@@ -68,5 +74,5 @@ class Scope:
 
     def clear(self) -> None:
         """Back to: every row runs."""
-        self.index_N = self.weight_N = self.like_BTD = None
+        self.index_N = self.weight_N = self.heads = self.like_BTD = None
         self.hide = False

@@ -18,12 +18,21 @@ from turnout.route import Site, SiteKind, UnitCost
 
 @dataclass(frozen=True, eq=False)
 class BlockView:
-    """One block of a host, read through its family's record."""
+    """One block of a host, read through its family's record. heads: of the queries; groups: of the
+    keys and values, which some hosts share among query heads."""
 
     stack: Stack
     layer: int
     depth: int
     module: nn.Module
+    heads: int = 1
+    groups: int = 1
+
+    @property
+    def merge(self) -> str:
+        """Path of attention's output projection."""
+        found = [leaf.path for leaf in self.stack.attention if leaf.role == "delta"]
+        return self.stack.merge or found[0]
 
     def leaves(self, kind: str) -> Iterator[tuple[Leaf, nn.Module]]:
         """The leaves of a sub-block (attention, cross, ffn) that exist in this block."""
@@ -84,8 +93,9 @@ def blocks_of(model: PreTrainedModel, family: Family) -> list[BlockView]:
                 f"{type(model).__name__}: {stack.blocks} of family {family.name!r} is a "
                 f"{type(modules).__name__}, not a list of blocks; see docs/hosts.md"
             )
+        heads, groups = _heads(model, stack)
         for layer, module in enumerate(modules):
-            view = BlockView(stack, layer, len(modules), module)
+            view = BlockView(stack, layer, len(modules), module, heads, groups)
             _check_leaves(view, type(model).__name__)
             views.append(view)
     if not views:
@@ -94,6 +104,13 @@ def blocks_of(model: PreTrainedModel, family: Family) -> list[BlockView]:
             f"looked for {', '.join(missing)} in {type(base).__name__}"
         )
     return views
+
+
+def _heads(model: PreTrainedModel, stack: Stack) -> tuple[int, int]:
+    """Query heads, and key and value heads, of a stack."""
+    config = model.base_model.config.get_text_config()
+    heads = int(getattr(config, stack.heads))
+    return heads, int(getattr(config, "num_key_value_heads", None) or heads)
 
 
 def _check_leaves(view: BlockView, model_name: str) -> None:
@@ -115,11 +132,12 @@ def site_of(view: BlockView, kind: SiteKind, hidden: bool = False) -> Site:
     cost = price(view, kind)
     if hidden:
         cost = replace(cost, idle=0.0)
-    return Site(key, kind, view.stack.name, view.layer, view.depth, 1, cost)
+    units = view.groups if kind == "head" else 1
+    return Site(key, kind, view.stack.name, view.layer, view.depth, units, cost)
 
 
 def price(view: BlockView, kind: SiteKind) -> UnitCost:
-    """FLOPs of a sub-block or of the whole block, from the shapes of its matrices.
+    """FLOPs of a sub-block, of one of its heads or of the whole block, from its matrices' shapes.
 
     What cross-attention does for the encoder's tokens is not in it.
     """
@@ -129,6 +147,8 @@ def price(view: BlockView, kind: SiteKind) -> UnitCost:
         return UnitCost(
             sum(p.row for p in parts), idle, sum(p.pair for p in parts), sum(p.bytes for p in parts)
         )
+    if kind == "head":
+        return _price_part(view, "attention").part(view.groups)
     return _price_part(view, kind)
 
 

@@ -26,6 +26,7 @@ _bert = Stack(
     ),
     ffn=leaves(open="intermediate", residual="output"),
     embeddings="embeddings",
+    merge="attention.output.dense",
 )
 _bert_refuses = (
     _NO_CHUNKS,
@@ -170,6 +171,7 @@ _bart_encoder = Stack(
         norm="self_attn_layer_norm",
     ),
     ffn=leaves(open="fc1", close="fc2", norm="final_layer_norm"),
+    heads="encoder_attention_heads",
 )
 _bart_decoder = replace(
     _bart_encoder,
@@ -182,6 +184,7 @@ _bart_decoder = replace(
     ),
     mask="decoder_attention_mask",
     hideable=False,
+    heads="decoder_attention_heads",
 )
 register_family(Family("bart", ("bart", "marian"), (_bart_encoder, _bart_decoder)))
 

@@ -45,6 +45,8 @@ class Stack:
     state, so it must be entered even when nothing runs. hideable: skipped tokens can be removed
     from attention (encoders). embeddings: path from the base model of the module whose result
     enters the first block, so that a span that brings its own state need not embed ("" = none).
+    merge: path of attention's output projection in a block ("" = the ``delta`` leaf). heads:
+    config field with the number of query heads; ``num_key_value_heads`` is read beside it.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Stack:
     tuple_output: bool = False
     hideable: bool = True
     embeddings: str = ""
+    merge: str = ""
+    heads: str = "num_attention_heads"
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,20 @@ class Router(nn.Module, ABC):
         """Which sequences are done for good after this site (B,), and everyone's logits so far."""
         return None
 
+    def uniform(self, site: Site, hidden_BTD: Tensor, flow: Flow, *salts: int) -> Tensor:
+        """A draw in [0, 1) for each unit at our granularity, (B, T or 1, U), by the pass's seed."""
+        batch, parts = hidden_BTD.shape[0], []
+        for unit in range(site.units):
+            own = (*salts, unit) if unit else salts
+            if self.config.granularity == "token":
+                parts.append(flow.uniform_BT(hidden_BTD, site, *own))
+            else:
+                parts.append(flow.uniform_B(batch, hidden_BTD.device, *own)[:, None])
+        uniform_BTU = torch.stack(parts, -1)
+        if self.config.granularity == "batch":
+            uniform_BTU = uniform_BTU[:1].expand_as(uniform_BTU)
+        return uniform_BTU
+
     def level(self, budget: float) -> float:
         """The threshold for a budget, interpolated in the calibrated table.
 

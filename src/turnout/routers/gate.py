@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from turnout import select
+from turnout.errors import UserError
 from turnout.flow import Flow
 from turnout.route import Route, Site
 from turnout.routers.base import HostShape, Router, RouterConfig, masked_mean
@@ -34,24 +35,24 @@ class GateConfig(RouterConfig):
 
 
 class Projection(nn.Module):
-    """A score from a state. Not an nn.Linear, so adapter tools leave it alone.
+    """Scores of units from a state. Not an nn.Linear, so adapter tools leave it alone.
 
     The products run in the host's number format, to cost little beside a fast host; what is
     decided from them is float32.
     """
 
-    def __init__(self, width: int, hidden: int | None) -> None:
+    def __init__(self, width: int, hidden: int | None, units: int) -> None:
         super().__init__()
         inner = hidden or width
         self.inner = nn.Parameter(torch.randn(inner, width) / width**0.5) if hidden else None
-        self.weight = nn.Parameter(torch.zeros(inner))
+        self.weight = nn.Parameter(torch.zeros(units, inner))
 
     def forward(self, state: Tensor) -> Tensor:
-        """(..., D) to (...)."""
+        """(..., D) to (..., U)."""
         scaled = F.layer_norm(state, state.shape[-1:])
         if self.inner is not None:
             scaled = F.gelu(F.linear(scaled, self.inner.to(scaled.dtype)))
-        return (scaled @ self.weight.to(scaled.dtype)).float()
+        return F.linear(scaled, self.weight.to(scaled.dtype)).float()
 
 
 class GateRouter(Router):
@@ -65,9 +66,13 @@ class GateRouter(Router):
     def __init__(self, config: GateConfig, sites: tuple[Site, ...], host: HostShape) -> None:
         super().__init__(config, sites, host)
         hidden = config.hidden if config.shape == "mlp" else None
-        keys = ["all"] if config.shared else [self._name(site) for site in sites]
-        self.gates = nn.ModuleDict({key: Projection(host.hidden, hidden) for key in keys})
-        self.bias = nn.Parameter(torch.full((len(sites),), config.open))
+        units = {"all" if config.shared else self._name(site): site.units for site in sites}
+        if config.shared and len({site.units for site in sites}) > 1:
+            raise UserError("router 'gate' with shared: true needs sites with as many units each")
+        self.gates = nn.ModuleDict(
+            {key: Projection(host.hidden, hidden, many) for key, many in units.items()}
+        )
+        self.bias = nn.Parameter(torch.full((len(sites), max(units.values())), config.open))
         self._place = {site.key: place for place, site in enumerate(sites)}
 
     @staticmethod
@@ -78,27 +83,18 @@ class GateRouter(Router):
         config = self.config
         gate = self.gates["all" if config.shared else self._name(site)]
         if config.granularity == "token":
-            logit_BT = gate(hidden_BTD)
+            logit_BTU = gate(hidden_BTD)
         else:
-            logit_BT = gate(masked_mean(hidden_BTD, flow.mask_BT(site)))[:, None]
-        logit_BT = logit_BT + self.bias[self._place[site.key]].float()
+            logit_BTU = gate(masked_mean(hidden_BTD, flow.mask_BT(site)))[:, None]
+        logit_BTU = logit_BTU + self.bias[self._place[site.key], : site.units].float()
         if config.granularity == "batch":
-            logit_BT = logit_BT.mean(0, keepdim=True).expand_as(logit_BT)
-        score_BTU = logit_BT.sigmoid()[:, :, None]
+            logit_BTU = logit_BTU.mean(0, keepdim=True).expand_as(logit_BTU)
+        score_BTU = logit_BTU.sigmoid()
         if flow.training and config.temperature > 0:
-            hard = self._sample(site, hidden_BTD, logit_BT, flow)[:, :, None]
+            # open with probability sigmoid(logit / temperature)
+            uniform_BTU = self.uniform(site, hidden_BTD, flow, 1, self._place[site.key])
+            hard = select.sample((logit_BTU.detach() / config.temperature).sigmoid(), uniform_BTU)
         else:
             hard = select.threshold(score_BTU.detach(), self.level(flow.budget))
         weight = select.straight_through(hard, score_BTU) if flow.training else hard
         return Route(site, weight, score_BTU)
-
-    def _sample(self, site: Site, hidden_BTD: Tensor, logit_BT: Tensor, flow: Flow) -> Tensor:
-        """Sample open gates with probability sigmoid(logit / temperature), from the flow's seed."""
-        salt = self._place[site.key]
-        if self.config.granularity == "token":
-            uniform_BT = flow.uniform_BT(hidden_BTD, site, 1, salt)
-        else:
-            uniform_BT = flow.uniform_B(hidden_BTD.shape[0], hidden_BTD.device, 1, salt)[:, None]
-            if self.config.granularity == "batch":
-                uniform_BT = uniform_BT[:1].expand_as(uniform_BT)
-        return select.sample((logit_BT.detach() / self.config.temperature).sigmoid(), uniform_BT)

@@ -33,14 +33,7 @@ class RandomSkipRouter(Router):
     config: RandomSkipConfig
 
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
-        batch = hidden_BTD.shape[0]
         rate = self.config.rate if flow.training or flow.budget >= 1 else 1 - flow.budget
         salts = (2, site.layer, 0 if site.stack == "encoder" else 1)
-        if self.config.granularity == "token":
-            uniform_BT = flow.uniform_BT(hidden_BTD, site, *salts)
-        else:
-            uniform_BT = flow.uniform_B(batch, hidden_BTD.device, *salts)[:, None]
-            if self.config.granularity == "batch":
-                uniform_BT = uniform_BT[:1].expand(batch, 1)
-        keep = select.sample(torch.full_like(uniform_BT, 1 - rate), uniform_BT)
-        return Route(site, keep[:, :, None])
+        uniform_BTU = self.uniform(site, hidden_BTD, flow, *salts)
+        return Route(site, select.sample(torch.full_like(uniform_BTU, 1 - rate), uniform_BTU))
