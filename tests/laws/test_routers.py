@@ -28,12 +28,15 @@ def table() -> dict[str, Spec]:
     """Name to spec."""
     rows: dict[str, Spec] = {}
     for grain in GRAINS:
-        for site in ("layer", "attention", "ffn"):
+        for site in ("layer", "attention", "ffn", "head"):
             rows[f"gate-{site}-{grain}"] = dict(kind="gate", site=site, granularity=grain, open=0.3)
         rows[f"gate-mlp-{grain}"] = dict(
             kind="gate", granularity=grain, shape="mlp", hidden=8, shared=True, open=0.3
         )
         rows[f"random-skip-{grain}"] = dict(kind="random-skip", granularity=grain, rate=0.4)
+        rows[f"random-skip-head-{grain}"] = dict(
+            kind="random-skip", site="head", granularity=grain, rate=0.4
+        )
     rows["gate-by-threshold"] = dict(kind="gate", temperature=0.0, open=0.3)
     for grain in GRAINS[:2]:
         for distribution in ("uniform", "geometric", "learned"):
@@ -41,7 +44,7 @@ def table() -> dict[str, Spec]:
                 kind="random-jump", granularity=grain, distribution=distribution, p=0.5
             )
     for grain in GRAINS[:2]:
-        for site in ("layer", "ffn"):
+        for site in ("layer", "ffn", "head"):
             rows[f"attention-{site}-{grain}"] = dict(
                 kind="attention", site=site, granularity=grain, width=8, combine=False
             )
@@ -123,13 +126,13 @@ def routes(
 
 
 def weights(trace: Trace) -> dict[str, Tensor]:
-    """Weights of the real tokens by site key: (B, T) with zeros on padding, or (B, 1)."""
+    """Weights of the real tokens by site key: (B, T, U), zeros on padding, or (B, 1, U)."""
     found = {}
     for key, route in trace.items():
-        weight_BT = route.weight_BTU.squeeze(-1)
-        if weight_BT.shape[1] > 1:
-            weight_BT = weight_BT * trace.valid_BT(route.site.stack)
-        found[key] = weight_BT
+        weight_BTU = route.weight_BTU
+        if weight_BTU.shape[1] > 1:
+            weight_BTU = weight_BTU * trace.valid_BT(route.site.stack)[:, :, None]
+        found[key] = weight_BTU
     return found
 
 
@@ -164,7 +167,7 @@ def test_shape_says_granularity(spec: Spec, training: bool) -> None:
     for route in trace.values():
         tokens = route.weight_BTU.shape[1]
         everything = bool((route.weight_BTU == 1).all())
-        assert route.weight_BTU.shape == (6, tokens, 1)
+        assert route.weight_BTU.shape == (6, tokens, route.site.units)
         assert tokens == 1 or (grain == "token" and tokens == 10)
         assert grain != "token" or tokens == 10 or everything
         if grain == "batch":
