@@ -63,6 +63,12 @@ def table() -> dict[str, Spec]:
     rows["token-attention-ffn"] = dict(
         kind="token-attention", granularity="token", site="ffn", keep="top-k"
     )
+    for decide in ("layer", "input"):
+        rows[f"policy-{decide}"] = dict(
+            kind="policy", decide=decide, hidden=8, curriculum=0.0, open=0.3
+        )
+    rows["q-learning"] = dict(kind="q-learning", hidden=8, replay=16, batch=8)
+    rows["policy-head"] = dict(kind="policy", site="head", hidden=8, curriculum=0.0, open=0.3)
     for criterion in ("confidence", "patience", "learned"):
         for grain in GRAINS[1:]:
             rows[f"exit-{criterion}-{grain}"] = dict(
@@ -250,7 +256,11 @@ def test_gradient_reaches_every_parameter(spec: Spec) -> None:
     given = [route.weight_BTU for route in trace.values()]
     given += [route.score_BTU for route in trace.values() if route.score_BTU is not None]
     given += [route.log_prob_BT for route in trace.values() if route.log_prob_BT is not None]
-    given += list(model.turnout.current_flow().memory.values())
+    flow, labels = model.turnout.current_flow(), torch.arange(6) % 3
+    given += list(flow.memory.values())
+    (router,) = model.turnout.all_routers()
+    if not (router.host.per_token or spec["kind"] == "exit"):
+        given += list(router.losses(flow, torch.zeros(6, 3), labels, None).values())
     parts = [value.float().square().sum() for value in given if value.requires_grad]
     own = dict(model.turnout.named_parameters())
     assert bool(parts) == bool(own)

@@ -13,6 +13,8 @@ from turnout.routers.base import Router as Router
 from turnout.routers.base import RouterConfig as RouterConfig
 from turnout.routers.exit import ExitConfig, ExitRouter
 from turnout.routers.gate import GateConfig, GateRouter
+from turnout.routers.policy import PolicyConfig, PolicyRouter
+from turnout.routers.q_learning import QLearningConfig, QLearningRouter
 from turnout.routers.random_jump import RandomJumpConfig, RandomJumpRouter
 from turnout.routers.random_skip import RandomSkipConfig, RandomSkipRouter
 from turnout.routers.token_attention import TokenAttentionConfig, TokenAttentionRouter
@@ -22,6 +24,8 @@ for _router in (
     AttentionRouter,
     ExitRouter,
     GateRouter,
+    PolicyRouter,
+    QLearningRouter,
     RandomJumpRouter,
     RandomSkipRouter,
     TokenAttentionRouter,
@@ -32,6 +36,8 @@ AnyRouterConfig = Annotated[
     AttentionConfig
     | ExitConfig
     | GateConfig
+    | PolicyConfig
+    | QLearningConfig
     | RandomJumpConfig
     | RandomSkipConfig
     | TokenAttentionConfig,

@@ -74,7 +74,7 @@ class Router(nn.Module, ABC):
     the budget; others learn what to keep at any share. weighs: units that run have weights other
     than 1. watch: the attention that it must see of the block before each site: that of the class
     token, or of all; None = none. ceiling: the largest score there can be. token_memory: names in
-    ``flow.memory`` whose second dimension is T.
+    ``flow.memory`` whose second dimension is T. done: part of the training that is over, 0..1.
     """
 
     Config: ClassVar[type[RouterConfig]]
@@ -88,6 +88,7 @@ class Router(nn.Module, ABC):
         super().__init__()
         self.config, self.sites, self.host = config, sites, host
         self.levels: list[tuple[float, float]] = []
+        self.done = 0.0
         self.ceiling = 1.0
 
     @abstractmethod

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from turnout import objectives
 from turnout.flow import Flow, hash_uniform
 from turnout.route import Route, Site
 from turnout.routers.base import HostShape, Router, RouterConfig
@@ -105,6 +106,15 @@ class RandomJumpRouter(Router):
             path_BL[:, place, None, None],
             log_prob_BT=log_prob_BL[:, place, None] if learned else None,
         )
+
+    def losses(
+        self, flow: Flow, logits: Tensor, labels: Tensor | None, teacher: Tensor | None
+    ) -> dict[str, Tensor]:
+        if self.jump is None or labels is None:
+            return {}
+        mine = {site.key: flow.trace[site.key] for site in self.sites}
+        loss_B = objectives.loss_per_sequence(logits, labels)
+        return {"score_function": objectives.score_function(mine, loss_B)}
 
     def _draw(
         self, group: list[Site], batch: int, device: torch.device, flow: Flow

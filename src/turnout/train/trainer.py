@@ -14,7 +14,6 @@ import datasets
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -137,12 +136,9 @@ class RoutedTrainer(Trainer):
                 parts["balance"] = objectives.balance(flow.trace)
         self._meters["share"].append(share.detach())
         for router in routing.all_routers():
+            router.done = self.state.global_step / max(1, self.state.max_steps)
             for name, value in router.losses(flow, logits, labels, teacher).items():
                 parts[name] = parts[name] + value if name in parts else value
-        if any(route.log_prob_BT is not None for route in flow.trace.values()):
-            parts["score_function"] = objectives.score_function(
-                flow.trace, _loss_per_sequence(logits, labels)
-            )
         return parts
 
     def _hidden(self, inputs: dict[str, Any], outputs: Any) -> Tensor:
@@ -241,11 +237,3 @@ def last_checkpoint(folder: str | Path) -> str | None:
         except UserError:
             shutil.rmtree(path)
     return None
-
-
-def _loss_per_sequence(logits: Tensor, labels: Tensor | None) -> Tensor:
-    assert labels is not None
-    each = F.cross_entropy(
-        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=-100, reduction="none"
-    ).view(labels.shape)
-    return each if each.ndim == 1 else each.sum(1) / (labels != -100).sum(1).clamp_min(1)

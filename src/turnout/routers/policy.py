@@ -1,0 +1,146 @@
+"""Routing as a Markov decision process, learned by policy gradient.
+
+State: the pooled state that enters a block (or the first one, for all blocks), normalised. Action:
+run each unit or skip it. Reward, at the end: quality - price x share of the work that was spent.
+REINFORCE (Williams 1992) with a learned baseline and an entropy bonus; with ``curriculum`` the last
+layers begin to decide first, as in BlockDrop (Wu et al. 2018, arXiv 1711.08393: their policy pi is
+our probability to run, their reward 1 - (share)^2 for a right answer is ours with the share's first
+power, and a wrong answer costs quality instead of a fixed gamma). In inference a unit runs where
+its probability passes the dial's threshold.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from turnout import objectives, select
+from turnout.cost import dense_flops_B, nested, route_flops_B
+from turnout.flow import Flow
+from turnout.route import Route, Site
+from turnout.routers.base import HostShape, Router, RouterConfig, masked_mean
+from turnout.routers.gate import Projection
+
+Positive = Annotated[float, Field(ge=0.0)]
+
+
+class PolicyConfig(RouterConfig):
+    """decide: ``layer`` looks at the state that enters each block, ``input`` decides for all blocks
+    at the first. quality: probability of the right answer, or 1 where it is the most likely.
+    price: what running everything costs, in units of quality. entropy: weight of the bonus for
+    undecided policies. curriculum: part of the training after which all layers decide. open:
+    initial logit, so that all runs at first. hidden: width of the policy's hidden layer."""
+
+    kind: Literal["policy"] = "policy"
+    granularity: Literal["sequence"] = "sequence"
+    decide: Literal["layer", "input"] = "layer"
+    quality: Literal["probability", "correct"] = "probability"
+    price: Positive = 0.2
+    entropy: Positive = 0.01
+    curriculum: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
+    open: float = 1.5
+    hidden: Annotated[int, Field(gt=0)] = 64
+
+
+class PolicyRouter(Router):
+    """A stochastic policy in training, a threshold on its probabilities in inference."""
+
+    Config: ClassVar[type[RouterConfig]] = PolicyConfig
+    scored = True
+    config: PolicyConfig
+
+    def __init__(self, config: PolicyConfig, sites: tuple[Site, ...], host: HostShape) -> None:
+        super().__init__(config, sites, host)
+        self.policy = nn.ModuleList(
+            Projection(host.hidden, config.hidden, site.units) for site in sites
+        )
+        most = max(site.units for site in sites)
+        self.bias = nn.Parameter(torch.full((len(sites), most), config.open))
+        self.baseline = Projection(host.hidden, config.hidden, 1)
+        self.bias_of_baseline = nn.Parameter(torch.zeros(()))
+        self._place = {site.key: place for place, site in enumerate(sites)}
+
+    def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
+        place = self._place[site.key]
+        first = next(other for other in self.sites if other.stack == site.stack)
+        if self.config.decide == "layer" or site is first:
+            flow.memory[(site.key, "state")] = masked_mean(hidden_BTD, flow.mask_BT(site)).detach()
+        asked = site if self.config.decide == "layer" else first
+        logit_BU = self.policy[place](flow.memory[(asked.key, "state")])
+        logit_BU = logit_BU + self.bias[place, : site.units].float()
+        score_BTU = logit_BU.sigmoid()[:, None]
+        if not flow.training:
+            keep_BTU = select.threshold(score_BTU, self.level(flow.budget))
+            return Route(site, keep_BTU, score_BTU)
+        if not self.decides(place):
+            return Route(site, torch.ones_like(score_BTU).detach(), score_BTU)
+        uniform_BTU = self.uniform(site, hidden_BTD, flow, 7, place)
+        keep_BTU = select.sample(score_BTU.detach(), uniform_BTU)
+        log_prob_BU = F.logsigmoid(torch.where(keep_BTU[:, 0] > 0, logit_BU, -logit_BU))
+        return Route(site, keep_BTU, score_BTU, log_prob_BU.sum(-1, keepdim=True))
+
+    def decides(self, place: int) -> bool:
+        """Does a layer decide yet; those at the end begin."""
+        curriculum = self.config.curriculum
+        share = 1.0 if curriculum == 0 else min(1.0, self.done / curriculum)
+        return place >= (len(self.sites) - 1) * (1 - share)
+
+    def losses(
+        self, flow: Flow, logits: Tensor, labels: Tensor | None, teacher: Tensor | None
+    ) -> dict[str, Tensor]:
+        if labels is None:
+            return {}
+        routes = [flow.trace[site.key] for site in self.sites]
+        reward_B = self.reward(flow, logits, labels)
+        first_BD = flow.memory[(self.sites[0].key, "state")]
+        value_B = self.baseline(first_BD)[:, 0] + self.bias_of_baseline.float()
+        advantage_B = (reward_B - value_B).detach()
+        if len(advantage_B) > 1:  # what the baseline does not know yet is the same for all
+            advantage_B = advantage_B - advantage_B.mean()
+        log_probs = [route.log_prob_BT for route in routes if route.log_prob_BT is not None]
+        total = (value_B - reward_B).square().mean()
+        for log_prob_BT in log_probs:
+            total = total - (advantage_B * log_prob_BT.sum(1)).mean()
+        for route in routes:
+            if route.log_prob_BT is not None and route.score_BTU is not None:
+                total = total - self.config.entropy * _entropy(route.score_BTU)
+        return {"policy": total}
+
+    def reward(self, flow: Flow, logits: Tensor, labels: Tensor) -> Tensor:
+        """quality - price x share of the routed work, (B,), without a gradient."""
+        with torch.no_grad():
+            if self.config.quality == "probability":
+                quality_B = (-objectives.loss_per_sequence(logits, labels)).exp()
+            else:
+                quality_B = correct(logits, labels)
+            return quality_B - self.config.price * self.share_B(flow)
+
+    def share_B(self, flow: Flow) -> Tensor:
+        """Share of our sites' work that each sequence spent, (B,)."""
+        mine = {site.key for site in self.sites}
+        spent, whole = [], []
+        for route in nested(flow.trace):
+            if route.site.key in mine:
+                valid_BT = flow.trace.valid_BT(route.site.stack)
+                spent.append(route_flops_B(route, valid_BT))
+                whole.append(dense_flops_B(route.site, valid_BT))
+        return torch.stack(spent).sum(0) / torch.stack(whole).sum(0)
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 where the most likely class is right, (B,); a mean over labelled tokens."""
+    right = (logits.argmax(-1) == labels).float()
+    if right.ndim == 1:
+        return right
+    counts = (labels >= 0).float()
+    return (right * counts).sum(1) / counts.sum(1).clamp_min(1.0)
+
+
+def _entropy(score: Tensor) -> Tensor:
+    """Mean entropy of Bernoulli probabilities, in nats."""
+    score = score.clamp(1e-6, 1 - 1e-6)
+    return -(score * score.log() + (1 - score) * (1 - score).log()).mean()

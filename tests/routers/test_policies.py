@@ -1,0 +1,100 @@
+"""Policy gradient and Q-learning: they find the routes that are rewarded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hosts_table import BY_NAME
+
+import turnout
+from turnout import UserError
+
+HOST = BY_NAME["bert"]
+SPECS: dict[str, dict[str, Any]] = {
+    "policy": {"kind": "policy", "curriculum": 0.0, "entropy": 0.0},
+    "policy-input": {"kind": "policy", "decide": "input", "curriculum": 0.0, "entropy": 0.0},
+    "q-learning": {"kind": "q-learning", "replay": 128, "batch": 64},
+}
+
+
+def learn(model: Any, wanted: list[float] | None, steps: int = 150) -> list[float]:
+    """Train with an answer that is right when the wanted blocks ran (None: always); returns the
+    mean score of each block."""
+    model.train()
+    (router,) = model.turnout.all_routers()
+    optimizer = torch.optim.Adam(router.parameters(), lr=0.02)
+    torch.manual_seed(0)
+    inputs = {key: value.repeat(8, 1) for key, value in HOST.inputs("none").items()}
+    inputs["input_ids"][:, 1] = torch.arange(3, 27)  # copies of a text would take the same route
+    labels = torch.zeros(24, dtype=torch.long)
+    for step in range(steps):
+        router.done = step / steps
+        with turnout.trace() as trace:
+            model(**inputs)
+        ran = torch.stack([route.weight_BTU[:, 0, 0] for route in trace.values()], 1)
+        right = torch.ones(24) if wanted is None else (ran == torch.tensor(wanted)).all(1).float()
+        logits = torch.stack([8 * right, 8 * (1 - right)], 1)
+        loss = router.losses(model.turnout.current_flow(), logits, labels, None)["policy"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    scores = [route.score_BTU for route in trace.values()]
+    return [float(score.detach().mean()) for score in scores if score is not None]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_rewarded_route_is_learned(name: str) -> None:
+    model = turnout.install(HOST.build(), [{**SPECS[name], "price": 0.0}])
+    scores = learn(model, [1.0, 0.0, 1.0])
+    assert scores[0] > 0.6 and scores[1] < 0.4 and scores[2] > 0.6, scores
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_what_costs_and_does_not_help_is_skipped(name: str) -> None:
+    model = turnout.install(HOST.build(), [{**SPECS[name], "price": 1.0}])
+    assert max(learn(model, None)) < 0.5
+
+
+def test_the_last_layers_decide_first() -> None:
+    model = turnout.install(HOST.build(), [{"kind": "policy", "curriculum": 0.5}])
+    (router,) = model.turnout.all_routers()
+    said = []
+    for router.done in (0.0, 0.25, 0.5, 1.0):
+        said.append([router.decides(place) for place in range(3)])
+    assert said == [[False, False, True], [False, True, True], [True] * 3, [True] * 3]
+
+
+def test_the_reward_is_quality_less_the_price_of_the_work() -> None:
+    model = turnout.install(HOST.build(), [{"kind": "policy", "price": 0.4, "curriculum": 0.0}])
+    model.train()
+    (router,) = model.turnout.all_routers()
+    with turnout.trace() as trace:
+        model(**HOST.inputs("none"))
+    share = torch.stack([route.weight_BTU[:, 0, 0] for route in trace.values()]).mean(0)
+    logits, labels = torch.randn(3, 4), torch.tensor([0, 3, 2])
+    found = router.reward(model.turnout.current_flow(), logits, labels)
+    right = logits.softmax(-1)[torch.arange(3), labels]
+    torch.testing.assert_close(found, right - 0.4 * share)
+
+
+def test_q_learning_remembers_the_latest_and_its_target_follows() -> None:
+    model = turnout.install(HOST.build(), [{"kind": "q-learning", "replay": 4, "batch": 4}])
+    model.train()
+    (router,) = model.turnout.all_routers()
+    for turn in range(3):
+        model(**HOST.inputs("none"))
+        logits = torch.full((3, 2), float(turn))
+        router.losses(model.turnout.current_flow(), logits, torch.zeros(3).long(), None)
+    assert int(router.seen) == 9 and (router.qualities == 0.5).all()
+    before = router.get_buffer("target_bias").clone()
+    with torch.no_grad():
+        router.bias += 1.0
+    router.losses(model.turnout.current_flow(), logits, torch.zeros(3).long(), None)
+    torch.testing.assert_close(router.get_buffer("target_bias"), before + 0.05)
+
+
+def test_q_learning_needs_one_unit_a_site() -> None:
+    with pytest.raises(UserError, match="use 'policy' there"):
+        turnout.install(HOST.build(), [{"kind": "q-learning", "site": "head"}])
