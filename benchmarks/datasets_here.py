@@ -43,6 +43,17 @@ def sst2(folder: Path, out: Path, seed: int, quick: bool) -> dict[str, Any]:
     return _write(read("train.tsv"), read("test.tsv"), out, seed, quick, max_length=64)
 
 
+def trec6(folder: Path, out: Path, seed: int, quick: bool) -> dict[str, Any]:
+    """Kinds of questions: 5,452 to train on, 500 to test; 6 classes."""
+
+    def read(name: str) -> list[Pair]:
+        lines = (folder / name).read_text(encoding="utf-8").splitlines()[1:]
+        rows = [line.split("\t") for line in lines if line]
+        return [(text, coarse) for coarse, _, text in rows]
+
+    return _write(read("train.tsv"), read("test.tsv"), out, seed, quick, max_length=48)
+
+
 def conll2003(folder: Path, out: Path, seed: int, quick: bool) -> dict[str, Any]:
     """Named entities, the original files (IOB1); testa is validation, testb is test."""
     names = {"train": "eng.train", "validation": "eng.testa", "test": "eng.testb"}

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from common import Benchmark, Row, goal, main
-from torch import nn
+from stopwatch import Stopwatch
 from transformers import AutoModel
 
 import turnout
@@ -23,23 +23,6 @@ from turnout.train.saving import quiet_loading
 
 SHARES = (0.75, 0.5, 0.25, 0.1)
 SHAPES = {"32x128": (32, 128), "256x16": (256, 16)}
-
-
-class Stopwatch:
-    """Seconds spent between entering one module and leaving another, summed over layers."""
-
-    def __init__(self, first: list[nn.Module], last: list[nn.Module]) -> None:
-        self.seconds, self._start = 0.0, 0.0
-        for module in first:
-            module.register_forward_pre_hook(self._begin)
-        for module in last:
-            module.register_forward_hook(self._end)
-
-    def _begin(self, *_: Any) -> None:
-        self._start = time.perf_counter()
-
-    def _end(self, *_: Any) -> None:
-        self.seconds += time.perf_counter() - self._start
 
 
 class Arm:

@@ -15,14 +15,15 @@ LAYERS = (
     ("route",),
     ("select", "cost", "flow"),
     ("routers", "objectives"),
-    ("hosts", "execute"),
-    ("install",),
+    ("hosts", "execute", "units"),
+    ("install", "wiring"),
     ("tasks", "demo"),  # the demo's data are data like any other; what runs it is a leaf
     ("train",),
     ("measure",),
     ("recipe", "recipe_yaml"),
     ("run",),
     ("train.pipeline", "predict", "inspect", "catalogue"),
+    ("contest",),
     ("cli", "demo.__main__", "__init__", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -20,22 +20,25 @@ def test_threshold_is_strict(score: Tensor, level: float) -> None:
 
 
 @given(scores, st.data())
-def test_top_k_takes_the_k_best(score: Tensor, data: st.DataObject) -> None:
-    k = data.draw(st.integers(0, len(score)))
-    chosen = select.top_k(score, k)
-    assert chosen.sum() == k and set(chosen.tolist()) <= {0.0, 1.0}
-    if 0 < k < len(score):
+def test_what_passes_a_rank_are_the_k_best(score: Tensor, data: st.DataObject) -> None:
+    count = len(score)
+    k = data.draw(st.integers(0, count))
+    chosen = select.threshold(select.rank(score), 1 - k / count - 1e-6 * (k == 0))
+    assert chosen.sum() in (k, k + (k == 0))  # the best of all has rank 1
+    if 0 < k < count:
         assert score[chosen == 1].min() >= score[chosen == 0].max()
 
 
-def test_top_k_gives_ties_to_the_first() -> None:
-    assert select.top_k(torch.zeros(2, 4), 2).tolist() == [[1, 1, 0, 0]] * 2
+def test_rank_gives_ties_to_the_first() -> None:
+    assert select.rank(torch.zeros(2, 4)).tolist() == [[1, 0.75, 0.5, 0.25]] * 2
 
 
-@pytest.mark.parametrize("k", [-1, 4])
-def test_top_k_refuses_an_impossible_k(k: int) -> None:
-    with pytest.raises(ValueError, match=f"0 <= k <= 3 units, got k={k}"):
-        select.top_k(torch.zeros(3), k)
+def test_rank_passes_over_what_is_not_valid() -> None:
+    value = torch.tensor([[5.0, 1, 9, 7], [1, 2, 3, 4]])
+    valid = torch.tensor([[True, True, False, True], [False] * 4])
+    found = select.rank(value, dim=1, valid=valid)
+    torch.testing.assert_close(found[0], torch.tensor([2 / 3, 1 / 3, 0, 1]))
+    assert not found[1].any()
 
 
 def test_sample_keeps_certainties_and_shares() -> None:
@@ -43,19 +46,6 @@ def test_sample_keeps_certainties_and_shares() -> None:
     assert select.sample(torch.ones(10_000), uniform).all()
     assert not select.sample(torch.zeros(10_000), uniform).any()
     assert select.sample(torch.full((10_000,), 0.3), uniform).mean() == pytest.approx(0.3, abs=0.02)
-
-
-def test_epsilon_greedy() -> None:
-    score, explore = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[0.0, 0.1, 0.9]])
-    uniform = torch.tensor([[0.5]])
-    assert select.epsilon_greedy(score, 0.4, uniform, explore).tolist() == [[0, 1, 0]]
-    assert select.epsilon_greedy(score, 0.6, uniform, explore).tolist() == [[0, 0, 1]]
-
-
-@given(scores)
-def test_soft_runs_everything(score: Tensor) -> None:
-    weight = select.soft(score)
-    assert (weight > 0).all() and weight.sum() == pytest.approx(1.0)
 
 
 @given(scores)

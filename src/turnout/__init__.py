@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from turnout.hosts import Stack as Stack
     from turnout.hosts import register_family as register_family
     from turnout.install import install as install
+    from turnout.install import install_lora as install_lora
     from turnout.install import uninstall as uninstall
     from turnout.route import Route as Route
     from turnout.route import Site as Site
@@ -32,7 +33,7 @@ _HOMES = {
     "turnout.execute.paths": ("average_paths",),
     "turnout.execute.routing": ("trace",),
     "turnout.hosts": ("Family", "Stack", "register_family"),
-    "turnout.install": ("install", "uninstall"),
+    "turnout.install": ("install", "install_lora", "uninstall"),
     "turnout.route": ("Route", "Site", "Trace"),
     "turnout.routers": ("ROUTERS", "Router", "RouterConfig"),
     "turnout.train.calibrate": ("calibrate",),

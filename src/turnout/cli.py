@@ -112,6 +112,34 @@ def measure(
 
 
 @app.command()
+def compare(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML page.")],
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; made, or gone on with.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Fields of the recipe, as train.epochs=2."),
+    ] = None,
+    routers: Annotated[
+        str, typer.Option(help="Contenders, with commas; recipe is the page's own routers.")
+    ] = "all",
+    quiet: Annotated[bool, typer.Option(help="Print only the table.")] = False,
+) -> None:
+    """Train several routers from one dense host and measure all of them in one run."""
+    _calm()
+    from turnout import contest
+    from turnout.recipe import load
+
+    loaded = load(recipe, overrides or [])
+    try:
+        contest.compare(loaded, routers.split(","), out, say=_sayer(quiet), progress=_bars(quiet))
+    except KeyboardInterrupt:
+        _stderr().print("\nstopped; the same command goes on")
+        raise typer.Exit(STOPPED) from None
+    _stdout().print(contest.table(out))
+    _stderr().print(f"report: {out}/report.html", highlight=False)
+
+
+@app.command()
 def predict(
     run: RunFolder,
     source: Annotated[

@@ -18,7 +18,7 @@ def own_costs(sites: Iterable[Site]) -> dict[str, UnitCost]:
     found = {site.key: site.cost for site in sites}
     for site in sites:
         above = _layer_of(site)
-        if site.kind != "layer" and above in found:
+        if site.kind not in ("layer", "adapter") and above in found:
             found[above] = found[above] - site.cost * site.units
     return found
 

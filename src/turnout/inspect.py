@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import transformers
@@ -18,7 +18,8 @@ from turnout.run import is_run, open_run
 from turnout.train.host import open_config
 from turnout.train.saving import load
 
-KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
+# what a host has by itself; experts and adapters are a router's to make
+KINDS: tuple[SiteKind, ...] = ("layer", "attention", "ffn", "head")
 
 
 def inspect(target: str) -> Group:

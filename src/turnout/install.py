@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.attend import watch_attention
-from turnout.execute.block import RoutedBlock, RoutedEmbeddings
-from turnout.execute.handle import BlockHandle
-from turnout.execute.heads import HEAD_ROLES
-from turnout.execute.leaves import ROLES
 from turnout.execute.routing import Routing
-from turnout.execute.scope import Scope, Stream
-from turnout.hosts.attach import BlockView, blocks_of, find_family, price, restore, site_of, swap
-from turnout.route import Site, SiteKind
+from turnout.hosts.attach import BlockView, blocks_of, find_family, price, restore, site_of
+from turnout.hosts.linear import matrix_of
+from turnout.route import Site, UnitCost
 from turnout.routers import ROUTERS, AnyRouterConfig, HostShape, Router, RouterConfig
+from turnout.units.experts import check_split, reorder
+from turnout.units.peft import fill, lora_fields, read_lora
+from turnout.wiring import attach, new_bank, split
 
 RouterSpec = RouterConfig | dict[str, Any] | str
 _adapter: TypeAdapter[Any] = TypeAdapter(AnyRouterConfig)
-_PARTS = ("attention", "cross", "ffn")
+_MARKS = (
+    "_turnout",
+    *(f"_turnout_{name}" for name in "scope last attends halves adapters".split()),
+)
 
 
 def parse_router(spec: RouterSpec) -> RouterConfig:
@@ -39,11 +42,14 @@ def parse_router(spec: RouterSpec) -> RouterConfig:
         raise UserError(f"router {where}: {first['msg']}, got {first['input']!r}") from None
 
 
-def install(model: PreTrainedModel, routers: Sequence[RouterSpec]) -> PreTrainedModel:
+def install(
+    model: PreTrainedModel, routers: Sequence[RouterSpec], *, ordered: bool = False
+) -> PreTrainedModel:
     """Add routers to a model, in place, and return it.
 
     The model keeps its class, its state-dict keys and its forward; its blocks get routed classes
-    and it gets one new child, ``model.turnout``. Raises UserError for an unknown family, a router
+    and it gets one new child, ``model.turnout``. ordered: neurons stand in the order of the experts
+    already, as in a saved model. Raises UserError for an unknown family, a router
     that finds no site, or two routers at one site. Nothing is changed when it raises.
     """
     if hasattr(model, "turnout"):
@@ -64,11 +70,13 @@ def install(model: PreTrainedModel, routers: Sequence[RouterSpec]) -> PreTrained
     routing = Routing(built, stacks, costs, spec).to(device)
     by_key = {site.key: site for site in routing.sites}
     watched = _watched(routing)
-    _check_heads(routing, watched)
+    _check_units(routing, watched)
     heads = any(site.kind == "head" for site in routing.sites)
     attention = watch_attention(model) if watched or heads else None
     for view in views:
-        _attach(model, view, routing, by_key, hidden, watched)
+        attach(model, view, routing, by_key, hidden, watched)
+        if not ordered:
+            split(view, routing, by_key)
     model.add_module("turnout", routing)
     routing.train(model.training)
     handles = (
@@ -81,6 +89,24 @@ def install(model: PreTrainedModel, routers: Sequence[RouterSpec]) -> PreTrained
     return model
 
 
+def install_lora(
+    model: PreTrainedModel, folders: Sequence[str | Path], router: RouterSpec = "gate"
+) -> PreTrainedModel:
+    """Add LoRA checkpoints that PEFT saved as units, with a router over them; in place.
+
+    folders: one checkpoint a unit, in order. router: as for ``install``; site, number, rank and
+    targets come from the checkpoints. The key-value cache stays in use. Raises UserError for a
+    checkpoint that is not plain LoRA, or was trained for another host.
+    """
+    loras = [read_lora(folder) for folder in folders]
+    fields = {"kind": router} if isinstance(router, str) else router
+    if isinstance(fields, RouterConfig):
+        fields = fields.model_dump()
+    install(model, [{**fields, **lora_fields(model, loras)}])
+    fill(model, loras)
+    return model
+
+
 def uninstall(model: PreTrainedModel) -> PreTrainedModel:
     """Take all routers off: keys, classes and outputs are the host's again, bit for bit."""
     if not hasattr(model, "turnout"):
@@ -90,8 +116,12 @@ def uninstall(model: PreTrainedModel) -> PreTrainedModel:
     attention = model.__dict__.pop("_turnout_attention")
     if attention is not None:
         model.set_attn_implementation(attention)
+    for view in blocks_of(model, find_family(model)):
+        order = model.turnout.orders.get(f"{view.stack.name}.{view.layer}")
+        if order is not None:
+            reorder(view, order.argsort())
     for module in model.modules():
-        for name in ("_turnout", "_turnout_scope", "_turnout_last", "_turnout_attends"):
+        for name in _MARKS:
             module.__dict__.pop(name, None)
         restore(module)
     del model.turnout
@@ -110,14 +140,18 @@ def _watched(routing: Routing) -> dict[tuple[str, int], str]:
     return found
 
 
-def _check_heads(routing: Routing, watched: dict[tuple[str, int], str]) -> None:
-    """What chooses heads needs the attention of its block for itself."""
+def _check_units(routing: Routing, watched: dict[tuple[str, int], str]) -> None:
+    """What chooses heads needs the attention of its block for itself, and experts the ffn."""
     by_place: dict[tuple[str, int], dict[str, str]] = {}
     for router in routing.all_routers():
         for site in router.sites:
             kinds = by_place.setdefault((site.stack, site.layer), {})
             kinds[site.kind] = router.config.granularity
     for place, kinds in by_place.items():
+        if {"ffn", "expert"} <= set(kinds):
+            raise UserError(
+                f"experts of {place[0]}.{place[1]} are routed: give that block's ffn no other router"
+            )
         if "head" not in kinds:
             continue
         where = f"heads of {place[0]}.{place[1]}"
@@ -163,7 +197,7 @@ def _build(
     built: dict[str, Router] = {}
     taken: dict[str, str] = {}
     for config in configs:
-        every = [site_of(view, config.site, hidden) for view in views]
+        every = [_site(view, config, hidden) for view in views]
         _check_layers(config, every)
         sites = tuple(site for site in every if config.covers(site))
         name = f"{len(built)}_{config.kind}".replace("-", "_")
@@ -177,8 +211,29 @@ def _build(
             if site.key in taken:
                 raise UserError(f"two routers at site {site.key}: {taken[site.key]} and {name}")
             taken[site.key] = name
+        if config.site == "expert":
+            _check_experts(config, sites, views)
         built[name] = ROUTERS[config.kind](config, sites, host)
     return built
+
+
+def _site(view: BlockView, config: RouterConfig, hidden: bool) -> Site:
+    if config.site == "expert":
+        return site_of(view, "expert", units=config.experts)
+    if config.site == "adapter":
+        cost = UnitCost(row=new_bank(view, config).flops())
+        return site_of(view, "adapter", units=config.adapters, cost=cost)
+    return site_of(view, config.site, hidden)
+
+
+def _check_experts(config: RouterConfig, sites: Sequence[Site], views: Sequence[BlockView]) -> None:
+    served = {(site.stack, site.layer) for site in sites}
+    for view in views:
+        if (view.stack.name, view.layer) in served:
+            where = f"the ffn of {view.stack.name}.{view.layer}"
+            check_split(view.neuron_count(), config.experts, where)
+            for _, module in view.neurons()[0]:
+                matrix_of(module)
 
 
 def _check_layers(config: RouterConfig, sites: list[Site]) -> None:
@@ -202,61 +257,3 @@ def host_shape(model: PreTrainedModel) -> HostShape:
         causal=any(not stack.hideable for stack in find_family(model).stacks),
         vocabulary=int(getattr(model.config.get_text_config(), "vocab_size", 0) or 0),
     )
-
-
-def _attach(
-    model: PreTrainedModel,
-    view: BlockView,
-    routing: Routing,
-    sites: dict[str, Site],
-    hidden: bool,
-    watched: dict[tuple[str, int], str],
-) -> None:
-    keys = {kind: f"{view.stack.name}.{view.layer}.{kind}" for kind in get_args(SiteKind)}
-    mine = {kind: sites[key] for kind, key in keys.items() if key in sites}
-    stream = Stream()
-    scopes = {part: Scope(stream) for part in _PARTS if getattr(view.stack, part)}
-    handle = BlockHandle(
-        routing,
-        view.stack.name,
-        view.layer,
-        view.depth,
-        mine,
-        view.stack.tuple_output,
-        hidden,
-        watched.get((view.stack.name, view.layer)),
-        stream,
-        scopes,
-    )
-    for part in scopes:
-        found = list(view.leaves(part))
-        for leaf, module in found:
-            by_heads = part == "attention" and "head" in mine
-            role = "merge" if by_heads and leaf.path == view.merge else leaf.role
-            swap(module, (HEAD_ROLES if by_heads and role in HEAD_ROLES else ROLES)[role])
-            module.__dict__["_turnout_scope"] = scopes[part]
-            module.__dict__["_turnout_last"] = leaf is found[-1][0]
-            above, _, name = leaf.path.rpartition(".")
-            parent = view.module.get_submodule(above)
-            scopes[part].leaves.append((parent, name, module))
-            if part == "attention" and leaf.role in ("query", "fused"):
-                parent.__dict__["_turnout_attends"] = handle
-    if "head" in mine:
-        _attach_merge(view, scopes["attention"])
-    swap(view.module, RoutedBlock)
-    view.module.__dict__["_turnout"] = handle
-    if view.layer == 0 and view.stack.embeddings:
-        embeddings = model.base_model.get_submodule(view.stack.embeddings)
-        swap(embeddings, RoutedEmbeddings)
-        embeddings.__dict__["_turnout"] = handle
-
-
-def _attach_merge(view: BlockView, scope: Scope) -> None:
-    """Attention's output projection, where it is a part of a leaf."""
-    module = view.module.get_submodule(view.merge)
-    if "_turnout_scope" in module.__dict__:
-        return
-    swap(module, HEAD_ROLES["merge"])
-    module.__dict__["_turnout_scope"], module.__dict__["_turnout_last"] = scope, False
-    above, _, name = view.merge.rpartition(".")
-    scope.leaves.append((view.module.get_submodule(above), name, module))

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-SiteKind = Literal["layer", "attention", "ffn", "head"]
+SiteKind = Literal["layer", "attention", "ffn", "head", "expert", "adapter"]
 Granularity = Literal["batch", "sequence", "token"]
 
 

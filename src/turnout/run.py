@@ -1,6 +1,7 @@
 """A run folder: what `turnout train` leaves behind, and every other command reads.
 
 run.json      format, version, labels, recipe      recipe.yaml  the recipe, written out
+training.json what each stage cost
 dense/        the host, trained for the task       routed/      the routed model
 static/NAME/  cut models to compare with           checkpoints/ of a training under way
 logs/NAME/    for TensorBoard, when asked for

@@ -14,32 +14,23 @@ def threshold(score: Tensor, level: float | Tensor) -> Tensor:
     return (score > level).to(score.dtype)
 
 
-def top_k(score: Tensor, k: int) -> Tensor:
-    """1 for the k best units, ties to the first. Raises ValueError unless 0 <= k <= units."""
-    units = score.shape[-1]
-    if not 0 <= k <= units:
-        raise ValueError(f"top_k needs 0 <= k <= {units} units, got k={k}")
-    order = torch.argsort(score, dim=-1, descending=True, stable=True)[..., :k]
-    return torch.zeros_like(score).scatter(-1, order, 1.0)
+def rank(value: Tensor, dim: int = -1, valid: Tensor | None = None) -> Tensor:
+    """1 for the largest, falling in equal steps to 1 / n; ties to the first; 0 where not ``valid``.
+
+    What passes a level of 1 - k / n are the k largest, so top-k is a threshold on the rank.
+    """
+    if valid is not None:
+        value = value.masked_fill(~valid, -torch.inf)
+    place = value.argsort(dim=dim, descending=True, stable=True).argsort(dim=dim)
+    if valid is None:
+        return 1.0 - place / value.shape[dim]
+    count = valid.sum(dim, keepdim=True).clamp_min(1)
+    return (1.0 - place / count).masked_fill(~valid, 0.0)
 
 
 def sample(probability: Tensor, uniform: Tensor) -> Tensor:
     """1 with the given probability: an independent Bernoulli draw from ``uniform`` in [0, 1)."""
     return (uniform < probability).to(probability.dtype)
-
-
-def epsilon_greedy(score: Tensor, epsilon: float, uniform: Tensor, explore: Tensor) -> Tensor:
-    """The best unit, or with probability epsilon a random one.
-
-    uniform (..., 1) decides whether to explore, explore (..., U) which unit is taken then.
-    """
-    take = torch.where(uniform < epsilon, explore, score)
-    return top_k(take, 1)
-
-
-def soft(score: Tensor) -> Tensor:
-    """Softmax over units: everything runs, in proportion."""
-    return score.softmax(-1)
 
 
 def straight_through(hard: Tensor, score: Tensor) -> Tensor:

@@ -66,12 +66,16 @@ def assert_near(name: str, one: Tensor, two: Tensor) -> None:
 def routed(host: Host, *routers: dict[str, Any]) -> PreTrainedModel:
     """A routed host in float64, where equal means equal."""
     model = host.build().double()
-    return turnout.install(model, [FixedConfig(**router) for router in routers]).double()
+    turnout.install(model, [FixedConfig(**router) for router in routers]).double()
+    generator = torch.Generator().manual_seed(4)
+    for parameter in model.turnout.units.parameters():  # a new adapter adds nothing
+        parameter.data = torch.randn(parameter.shape, generator=generator).double() * 0.2
+    return model
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
-@pytest.mark.parametrize("site", ["layer", "attention", "ffn", "head"])
+@pytest.mark.parametrize("site", ["layer", "attention", "ffn", "head", "expert", "adapter"])
 def test_packed_equals_reference(host: Host, site: str, granularity: str, soft: bool) -> None:
     inputs = host.inputs()
     model = routed(host, dict(site=site, granularity=granularity, soft=soft))
@@ -84,7 +88,15 @@ def test_packed_equals_reference(host: Host, site: str, granularity: str, soft: 
 
 
 @pytest.mark.parametrize(
-    "sites", [("attention", "ffn"), ("layer", "attention"), ("layer", "ffn")], ids="+".join
+    "sites",
+    [
+        ("attention", "ffn"),
+        ("attention", "expert"),
+        ("head", "expert"),
+        ("ffn", "adapter"),
+        *(("layer", other) for other in ("attention", "ffn", "head", "expert", "adapter")),
+    ],
+    ids="+".join,
 )
 def test_two_sites_in_one_block(host: Host, sites: tuple[str, str]) -> None:
     one, two = sites
@@ -96,8 +108,18 @@ def test_two_sites_in_one_block(host: Host, sites: tuple[str, str]) -> None:
     assert_same(run(model, host.inputs()), run(model, host.inputs(), reference=True))
 
 
+@pytest.mark.parametrize("other", ["expert", "adapter"])
+def test_units_of_the_tokens_that_run(host: Host, other: str) -> None:
+    model = routed(
+        host,
+        dict(site="layer", granularity="token", keep=0.7),
+        dict(site=other, granularity="token", soft=True, draw=1),
+    )
+    assert_same(run(model, host.inputs()), run(model, host.inputs(), reference=True))
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.15])
-@pytest.mark.parametrize("site", ["layer", "attention", "ffn"])
+@pytest.mark.parametrize("site", ["layer", "attention", "ffn", "head", "expert"])
 def test_few_or_no_rows(host: Host, site: str, keep: float) -> None:
     model = routed(host, dict(site=site, granularity="token", keep=keep))
     assert_same(run(model, host.inputs()), run(model, host.inputs(), reference=True))

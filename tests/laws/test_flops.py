@@ -43,7 +43,7 @@ def saved(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[float, flo
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
-@pytest.mark.parametrize("site", ["layer", "attention", "ffn", "head"])
+@pytest.mark.parametrize("site", ["layer", "attention", "ffn", "head", "expert"])
 @cases
 def test_counted_savings_are_real(host: Host, site: str, granularity: str, cache: bool) -> None:
     model = host.build("sdpa" if site == "head" else "eager")

@@ -15,6 +15,7 @@ import turnout
 from turnout.routers import RouterConfig
 
 SITES = ("layer", "attention", "ffn")
+UNITS = ("head", "expert", "adapter")
 
 
 def logits_of(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
@@ -22,18 +23,19 @@ def logits_of(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
         return model(**inputs).logits
 
 
-def every_site(**fields: object) -> list[RouterConfig]:
+def every_site(sites: tuple[str, ...] = SITES, **fields: object) -> list[RouterConfig]:
     """One fixed router for each kind of site."""
-    return [FixedConfig(site=site, **fields) for site in SITES]  # type: ignore[arg-type]
+    return [FixedConfig(site=site, **fields) for site in sites]  # type: ignore[arg-type]
 
 
-def test_uninstall_leaves_no_trace(host: Host) -> None:
+@pytest.mark.parametrize("sites", [SITES, UNITS], ids="+".join)
+def test_uninstall_leaves_no_trace(host: Host, sites: tuple[str, ...]) -> None:
     model = host.build()
     before = logits_of(model, host.inputs())  # a first pass may itself leave attributes
     classes = [type(module) for module in model.modules()]
     attributes = [set(vars(module)) for module in model.modules()]
     state, config = deepcopy(model.state_dict()), model.config.to_dict()
-    turnout.install(model, every_site(granularity="token"))
+    turnout.install(model, every_site(sites, granularity="token"))
     assert not torch.equal(before, logits_of(model, host.inputs()))
     turnout.uninstall(model)
     assert [type(module) for module in model.modules()] == classes

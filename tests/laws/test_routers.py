@@ -37,6 +37,30 @@ def table() -> dict[str, Spec]:
         rows[f"random-skip-head-{grain}"] = dict(
             kind="random-skip", site="head", granularity=grain, rate=0.4
         )
+    for grain in GRAINS:
+        rows[f"gate-recurrent-{grain}"] = dict(
+            kind="gate", granularity=grain, shape="recurrent", hidden=8, open=0.3
+        )
+        rows[f"gate-expert-{grain}"] = dict(
+            kind="gate", site="expert", experts=4, granularity=grain, open=0.3
+        )
+        rows[f"gate-top-k-{grain}"] = dict(
+            kind="gate", site="expert", experts=4, granularity=grain, keep="top-k", noise=True
+        )
+    rows["gate-expert-choice"] = dict(
+        kind="gate", site="expert", experts=4, granularity="token", keep="expert-choice"
+    )
+    rows["gate-capacity"] = dict(
+        kind="gate", site="expert", experts=4, granularity="token", capacity=1.0, open=0.3
+    )
+    rows["gate-modulated"] = dict(kind="gate", modulate=True, open=0.3)
+    for site in ("adapter", "expert", "head"):
+        rows[f"cluster-{site}"] = dict(kind="cluster", site=site, experts=4)
+    rows["cluster-top-2"] = dict(kind="cluster", top=2)
+    for form in ("lora", "bottleneck"):
+        rows[f"gate-{form}"] = dict(kind="gate", site="adapter", form=form, modulate=True, open=0.3)
+        rows[f"random-skip-{form}"] = dict(kind="random-skip", site="adapter", form=form, rate=0.4)
+    rows["attention-adapter"] = dict(kind="attention", site="adapter", width=8, combine=True)
     rows["gate-by-threshold"] = dict(kind="gate", temperature=0.0, open=0.3)
     for grain in GRAINS[:2]:
         for distribution in ("uniform", "geometric", "learned"):
@@ -313,7 +337,8 @@ def test_random_routers_spend_the_budget(spec: Spec, budget: float) -> None:
 
 def dense_at_one(spec: Spec) -> bool:
     """Random routers read a budget of 1 as their own rate, and some weigh what they keep."""
-    return not spec["kind"].startswith("random") and spec.get("combine") is not True
+    weighs = spec.get("combine") or spec.get("modulate") or spec.get("capacity")
+    return not spec["kind"].startswith("random") and not weighs
 
 
 @pytest.mark.parametrize("name", [n for n, s in ROUTERS_.items() if dense_at_one(s)])

@@ -127,3 +127,10 @@ def test_paths_with_a_low_loss_become_likelier() -> None:
     assert log_prob.grad is not None
     assert log_prob.grad[0] < 0 < log_prob.grad[2] and log_prob.grad[1].abs() < 1e-6
     assert loss_B.grad is None
+
+
+def test_the_z_loss_pulls_large_logits_down_most() -> None:
+    logit = torch.tensor([-20.0, 0.0, 3.0, 9.0], requires_grad=True)
+    objectives.z_loss(logit).backward()
+    assert logit.grad is not None and (logit.grad.diff() > 0).all() and (logit.grad >= 0).all()
+    assert objectives.z_loss(torch.full((3,), -30.0)) == pytest.approx(0.0, abs=1e-6)

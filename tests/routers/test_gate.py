@@ -53,3 +53,76 @@ def test_less_work_in_the_loss_closes_gates() -> None:
         optimizer.step()
     scores = torch.cat([r.score_BTU.flatten() for r in trace.values() if r.score_BTU is not None])
     assert scores.max() < torch.tensor(1.0).sigmoid()
+
+
+EXPERTS = {"kind": "gate", "site": "expert", "experts": 4, "granularity": "token"}
+
+
+def kept(spec: dict, budget: float, padding: str = "none") -> torch.Tensor:
+    """Weights at one site, (B, T, U), of gates that tell tokens apart."""
+    model = turnout.install(HOST.build(), [spec])
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.turnout.parameters():
+        parameter.data += torch.randn(parameter.shape, generator=generator)
+    with torch.no_grad(), turnout.trace() as trace, model.turnout.at(budget):
+        model(**HOST.inputs(padding))
+    return trace["encoder.1.expert"].weight_BTU
+
+
+def test_top_k_keeps_as_many_units_for_each_token() -> None:
+    count = kept({**EXPERTS, "keep": "top-k"}, 0.5).sum(-1)
+    assert (count == 2).all()
+
+
+def test_experts_choose_as_many_tokens_each() -> None:
+    weight = kept({**EXPERTS, "keep": "expert-choice"}, 0.5)
+    count = weight.sum(1)
+    assert (count == count[0, 0]).all() and count[0, 0] == (weight.shape[1] + 1) // 2
+    assert (weight.sum(-1) != 2).any()
+
+
+def test_capacity_limits_the_load_and_without_it_nothing_is_dropped() -> None:
+    free, capped = (kept({**EXPERTS, "open": 0.0, **more}, 0.5) for more in ({}, {"capacity": 1.0}))
+    room = free.sum(1).mean(-1).ceil()
+    assert (capped.sum(1).amax(-1) <= room).all() and (free.sum(1).amax(-1) > room).any()
+    assert not ((capped > 0) & (free == 0)).any()
+
+
+def test_a_modulated_unit_is_scaled_by_its_score() -> None:
+    weight = kept({"kind": "gate", "site": "expert", "experts": 4, "modulate": True}, 0.6)
+    ran = weight[weight > 0]
+    assert ((ran > 0.4) & (ran < 1)).all() and ran.unique().numel() > 2
+
+
+def test_a_recurrent_gate_remembers_the_layers_before() -> None:
+    spec = {"kind": "gate", "shape": "recurrent", "hidden": 8}
+    model = turnout.install(HOST.build(), [spec]).train()
+    for parameter in model.turnout.parameters():
+        parameter.data += 0.3
+    model(**HOST.inputs())
+    memory = model.turnout.current_flow().memory
+    states = [memory[(site.key, "depth")] for site in model.turnout.sites]
+    assert states[0].shape == (3, 1, 8)
+    states[2].sum().backward()
+    cell = model.turnout.all_routers()[0].cell
+    assert cell.recur.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ({"keep": "expert-choice"}, "set granularity: token"),
+        ({"capacity": 1.5}, "set granularity: token"),
+        ({"noise": True}, "set keep: top-k"),
+        ({"keep": "top-k"}, "has one: use sites head or expert"),
+    ],
+)
+def test_gates_that_make_no_sense(spec: dict, message: str) -> None:
+    with pytest.raises(turnout.UserError, match=message):
+        turnout.install(HOST.build(), [{"kind": "gate", **spec}])
+
+
+def test_decoders_do_not_look_ahead() -> None:
+    for more in ({"keep": "expert-choice"}, {"capacity": 1.5}):
+        with pytest.raises(turnout.UserError, match="later tokens would push out earlier ones"):
+            turnout.install(BY_NAME["llama"].build(), [{**EXPERTS, **more}])

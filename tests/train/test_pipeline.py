@@ -51,6 +51,7 @@ def test_a_run_folder_holds_what_others_need(path: Path, tmp_path: Path) -> None
         "recipe.yaml",
         "routed",
         "run.json",
+        "training.json",
     ]
     assert run.labels == ["negative", "positive"]
     assert load(run.path / "recipe.yaml") == run.recipe == load(path, FEW)
@@ -97,6 +98,16 @@ def test_routers_may_be_trained_on_a_trained_cut_host(path: Path, tmp_path: Path
     for wrong in (("train.routed_start=cut",), ("train.routed_freeze=hosts",)):
         with pytest.raises(UserError, match=r"routed_layers|hosts"):
             load(path, (*FEW, *wrong))
+
+
+@pytest.mark.parametrize("split", ["coactivation", "importance"])
+def test_experts_are_split_by_the_training_data(split: str, path: Path, tmp_path: Path) -> None:
+    expert = ("routers.0.kind=gate", "routers.0.site=expert", "routers.0.experts=4")
+    orders = []
+    for how in (split, "random"):
+        train(load(path, (*FEW, *expert, f"routers.0.split={how}")), tmp_path / how)
+        orders.append(open_run(tmp_path / how).load_routed().turnout.orders["encoder.0"])
+    assert not torch.equal(*orders)
 
 
 def test_the_same_recipe_gives_the_same_weights(path: Path, tmp_path: Path) -> None:

@@ -146,7 +146,8 @@ class Batches:
                 active = (active * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True)
             share = active[:, 0].double().cpu().numpy()
             self.meter.ran(route.site.key, float(share.sum()))
-            units -= (1 - share) * self.routing.part_of_block(route.site)
+            if route.site.kind != "adapter":  # no part of the host's blocks
+                units -= (1 - share) * self.routing.part_of_block(route.site)
         self.meter.units[self.places[group]] = units
         self.meter.spent += float(trace_flops(flow.trace))
         self.meter.whole += float(trace_dense_flops(flow.trace))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from turnout.execute.scope import Scope, Stream
 from turnout.route import Site
+from turnout.units.adapters import BottleneckBank
 
 if TYPE_CHECKING:
     from turnout.execute.routing import Routing
@@ -18,6 +19,7 @@ class BlockHandle:
 
     must_enter: the block returns more than the hidden state, so it runs even with no rows.
     hide: skipped tokens are removed from attention. watch: whose attention a router must see.
+    bottleneck: the adapters after the block, where it has such.
     """
 
     routing: Routing
@@ -30,3 +32,4 @@ class BlockHandle:
     watch: str | None = None
     stream: Stream = field(default_factory=Stream)
     scopes: dict[str, Scope] = field(default_factory=dict)
+    bottleneck: BottleneckBank | None = None

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from turnout.execute.adapters import AdapterPlan, add_bottleneck
+from turnout.execute.experts import ExpertPlan
 from turnout.execute.handle import BlockHandle
 from turnout.execute.heads import HeadPlan
 from turnout.execute.reference import pick_sequences
@@ -46,14 +48,18 @@ class Narrowed:
             if parts:
                 active_BT = parts[0] if len(parts) == 1 else parts[0] & parts[1]
                 self.active[kind] = active_BT.expand(shape)
-        self.heads = routes.get("head")
+        self.heads, self.experts = routes.get("head"), routes.get("expert")
+        self.adapters = routes.get("adapter")
         self.weighted = any(is_weighted(route) for route in routes.values())
 
     @property
     def everything(self) -> bool:
         """Does every real token run in every sub-block."""
-        if self.heads is not None and not bool((self.heads.weight_BTU != 0).all()):
+        if self.adapters is not None:  # the host alone has none
             return False
+        for units in (self.heads, self.experts):
+            if units is not None and not bool((units.weight_BTU != 0).all()):
+                return False
         return all(bool(self._skipped(a).sum() == 0) for a in self.active.values())
 
     def _skipped(self, active_BT: Tensor) -> Tensor:
@@ -133,7 +139,19 @@ class Narrowed:
                     args, kwargs = hide_keys(args, kwargs, mine(active_BT), x_BTD)
             if self.heads is not None:
                 handle.scopes["attention"].heads = HeadPlan(mine(self._heads_BTU()), cached)
-            return host(x_BTD, *args, **kwargs)
+            if self.experts is not None:
+                plan = ExpertPlan(mine(self.experts.weight_BTU), x_BTD)
+                handle.scopes["ffn"].experts = plan
+            if self.adapters is None:
+                return host(x_BTD, *args, **kwargs)
+            added = AdapterPlan(mine(self.adapters.weight_BTU), x_BTD)
+            for scope in handle.scopes.values():
+                scope.adapters = added
+            out = host(x_BTD, *args, **kwargs)
+            if handle.bottleneck is None:
+                return out
+            ran_BT = None if self.layer_BT is None else mine(self.layer_BT)
+            return add_bottleneck(handle.bottleneck, added, out, ran_BT)
         finally:
             handle.stream.state_BTD = handle.stream.keep_B = None
             for scope in handle.scopes.values():

@@ -21,7 +21,7 @@ from turnout.execute.span import Span
 from turnout.flow import Flow
 from turnout.hosts.family import Stack
 from turnout.route import Route, Site, Trace, UnitCost
-from turnout.routers.base import Router
+from turnout.routers.base import Router, RouterConfig
 
 _scopes: ContextVar[tuple[Trace, ...]] = ContextVar("turnout_traces", default=())
 
@@ -42,6 +42,7 @@ class Routing(nn.Module):
 
     budget: share of the routed work that may be spent, 0..1; set it at any time.
     block_costs: work of every block of the model, routed or not, by (stack, layer).
+    units: what the host lacks and routers choose from (adapters), by stack and layer.
     spec: what the model's config says of its routers; the budget is kept there for saving.
     seed: repeats the paths of random routers in inference; None draws a new one each pass.
     """
@@ -56,11 +57,13 @@ class Routing(nn.Module):
         super().__init__()
         self.block_costs, self.spec = block_costs, spec
         self.routers = nn.ModuleDict(routers)
+        self.units = nn.ModuleDict()
         self.stacks = stacks
         self.seed: int | None = None
         self.span: Span | None = None
         self._flow: Flow | None = None
         self._under_way = False
+        self._ordered: dict[str, str] = {}
         self._by_site = {site.key: router for router in routers.values() for site in router.sites}
 
     @property
@@ -96,6 +99,22 @@ class Routing(nn.Module):
     def all_routers(self) -> list[Router]:
         """The routers, in the order they were given."""
         return list(self.routers.values())  # type: ignore[arg-type]
+
+    def config_of(self, site: Site) -> RouterConfig:
+        """The config of the router that serves a site."""
+        return self._by_site[site.key].config
+
+    def keep_order(self, place: str, order: Tensor) -> None:
+        """Note the order of the neurons of a block's experts; it is saved with the weights, which
+        stand in that order."""
+        name = f"order_{place.replace('.', '_')}"
+        self.register_buffer(name, order)
+        self._ordered[place] = name
+
+    @property
+    def orders(self) -> dict[str, Tensor]:
+        """The order of the neurons of each block with experts, by stack and layer."""
+        return {place: self.get_buffer(name) for place, name in self._ordered.items()}
 
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
         """Ask the router that serves a site."""

@@ -14,6 +14,8 @@ from turnout.errors import UserError
 from turnout.flow import Flow
 
 if TYPE_CHECKING:
+    from turnout.execute.adapters import AdapterPlan
+    from turnout.execute.experts import ExpertPlan
     from turnout.execute.heads import HeadPlan
 
 _reference: ContextVar[bool] = ContextVar("turnout_reference", default=False)
@@ -49,7 +51,8 @@ class Scope:
     """The rows that one sub-block computes right now; ``index_N is None`` means all of them.
 
     weight_N: weights of those rows, applied by the sub-block's last leaf; None = all 1.
-    heads: which heads run, where a router chooses; None = all, as the host has them.
+    heads, experts: which of them run, where a router chooses; None = all, as the host has them.
+    adapters: which run beside the host's layers; None = none.
     hide: skipped rows need no keys and values either. like_BTD: the full shape. leaves: where the
     sub-block's leaves were found: parent, name, leaf.
     """
@@ -59,6 +62,8 @@ class Scope:
     index_N: Tensor | None = None
     weight_N: Tensor | None = None
     heads: HeadPlan | None = None
+    experts: ExpertPlan | None = None
+    adapters: AdapterPlan | None = None
     hide: bool = False
     like_BTD: Tensor | None = None
 
@@ -74,5 +79,6 @@ class Scope:
 
     def clear(self) -> None:
         """Back to: every row runs."""
-        self.index_N = self.weight_N = self.heads = self.like_BTD = None
+        self.index_N = self.weight_N = self.like_BTD = None
+        self.heads = self.experts = self.adapters = None
         self.hide = False

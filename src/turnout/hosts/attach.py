@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from turnout.errors import UserError
 from turnout.hosts.families import FAMILIES
 from turnout.hosts.family import Family, Leaf, Stack
+from turnout.hosts.linear import matrix_of
 from turnout.route import Site, SiteKind, UnitCost
 
 
@@ -33,6 +34,50 @@ class BlockView:
         """Path of attention's output projection."""
         found = [leaf.path for leaf in self.stack.attention if leaf.role == "delta"]
         return self.stack.merge or found[0]
+
+    def neurons(self) -> tuple[list[tuple[str, nn.Module]], tuple[str, nn.Module]]:
+        """Paths and modules that make the neurons of the ffn, and the one that reads them. Raises
+        UserError where the family's record does not name them."""
+        record = self.stack.neurons
+        if record is None:
+            raise UserError(
+                f"the record of {self.stack.blocks} does not say where the neurons of its ffn are: "
+                "see `neurons` in docs/hosts.md"
+            )
+        there = dict(self.module.named_modules())
+        into = [(path, there[path]) for path in record.into if path in there]
+        if not into or record.out not in there:
+            raise UserError(
+                f"block {self.layer} of {self.stack.blocks} has none of "
+                f"{', '.join((*record.into, record.out))}: see `neurons` in docs/hosts.md"
+            )
+        return into, (record.out, there[record.out])
+
+    @property
+    def halves(self) -> int:
+        """Projections fused in one matrix."""
+        return 1 if self.stack.neurons is None else self.stack.neurons.halves
+
+    def target(self, name: str) -> list[str]:
+        """Paths of the linear layers that an adapter's target names."""
+        if name == "output":
+            return [self.merge]
+        if name in ("in", "out"):
+            into, (out, _) = self.neurons()
+            return [path for path, _ in into] if name == "in" else [out]
+        by_role: dict[str, list[str]] = {}
+        for leaf in self.stack.attention:
+            by_role.setdefault(leaf.role, []).append(leaf.path)
+        if "fused" in by_role:
+            return by_role["fused"]
+        key, value = by_role["visible"]
+        return {"query": by_role["query"], "key": [key], "value": [value]}[name]
+
+    def neuron_count(self) -> int:
+        """Neurons of the ffn, F."""
+        _, (_, out) = self.neurons()
+        weight, _ = matrix_of(out)
+        return int(weight.shape[1])
 
     def leaves(self, kind: str) -> Iterator[tuple[Leaf, nn.Module]]:
         """The leaves of a sub-block (attention, cross, ffn) that exist in this block."""
@@ -126,17 +171,26 @@ def _check_leaves(view: BlockView, model_name: str) -> None:
                 ) from None
 
 
-def site_of(view: BlockView, kind: SiteKind, hidden: bool = False) -> Site:
-    """The site of a kind at a block, with its cost. hidden: skipped tokens make no keys."""
+def site_of(
+    view: BlockView,
+    kind: SiteKind,
+    hidden: bool = False,
+    units: int | None = None,
+    cost: UnitCost | None = None,
+) -> Site:
+    """The site of a kind at a block, with its cost. hidden: skipped tokens make no keys. units: how
+    many there are where that is not the host's to say. cost: of one; None = the host's part."""
     key = f"{view.stack.name}.{view.layer}.{kind}"
-    cost = price(view, kind)
+    if units is None:
+        units = view.groups if kind == "head" else 1
+    if cost is None:
+        cost = price(view, kind, units)
     if hidden:
         cost = replace(cost, idle=0.0)
-    units = view.groups if kind == "head" else 1
     return Site(key, kind, view.stack.name, view.layer, view.depth, units, cost)
 
 
-def price(view: BlockView, kind: SiteKind) -> UnitCost:
+def price(view: BlockView, kind: SiteKind, units: int = 1) -> UnitCost:
     """FLOPs of a sub-block, of one of its heads or of the whole block, from its matrices' shapes.
 
     What cross-attention does for the encoder's tokens is not in it.
@@ -148,7 +202,9 @@ def price(view: BlockView, kind: SiteKind) -> UnitCost:
             sum(p.row for p in parts), idle, sum(p.pair for p in parts), sum(p.bytes for p in parts)
         )
     if kind == "head":
-        return _price_part(view, "attention").part(view.groups)
+        return _price_part(view, "attention").part(units)
+    if kind == "expert":
+        return _price_part(view, "ffn").part(units)
     return _price_part(view, kind)
 
 
@@ -200,6 +256,5 @@ def swap(module: nn.Module, mixin: type[nn.Module]) -> None:
 
 def restore(module: nn.Module) -> None:
     """Give a module instance the host's class back."""
-    host = type(module).__dict__.get("_turnout_host")
-    if host is not None:
+    while (host := type(module).__dict__.get("_turnout_host")) is not None:
         module.__class__ = host

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from turnout.hosts.family import Family, Stack, leaves
+from turnout.hosts.family import Family, Neurons, Stack, leaves
 from turnout.registry import Registry
 
 FAMILIES: Registry[Family] = Registry("host family")
@@ -27,6 +27,7 @@ _bert = Stack(
     ffn=leaves(open="intermediate", residual="output"),
     embeddings="embeddings",
     merge="attention.output.dense",
+    neurons=Neurons(("intermediate.dense",), "output.dense"),
 )
 _bert_refuses = (
     _NO_CHUNKS,
@@ -52,6 +53,7 @@ register_family(
                 ),
                 ffn=leaves(delta="ffn", norm="output_layer_norm"),
                 embeddings="embeddings",
+                neurons=Neurons(("ffn.lin1",), "ffn.lin2"),
             ),
         ),
         (_NO_CHUNKS,),
@@ -69,6 +71,7 @@ register_family(
                 attention=leaves(fused="attn.Wqkv", delta="attn.Wo"),
                 ffn=leaves(delta="mlp"),
                 embeddings="embeddings",
+                neurons=Neurons(("mlp.Wi",), "mlp.Wo", halves=2),
             ),
         ),
     )
@@ -84,6 +87,7 @@ _llama = Stack(
     ),
     ffn=leaves(delta="mlp"),
     hideable=False,
+    neurons=Neurons(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
 )
 register_family(Family("llama", ("llama", "mistral", "qwen2", "qwen3"), (_llama,)))
 
@@ -102,6 +106,7 @@ register_family(
                     visible="self_attn.k_proj self_attn.v_proj",
                     delta="self_attn.dense",
                 ),
+                neurons=Neurons(("mlp.fc1",), "mlp.fc2"),
             ),
         ),
     )
@@ -118,6 +123,7 @@ register_family(
                 attention=leaves(fused="attn.c_attn", delta="attn.c_proj"),
                 ffn=leaves(delta="mlp"),
                 hideable=False,
+                neurons=Neurons(("mlp.c_fc",), "mlp.c_proj"),
             ),
         ),
         (
@@ -129,6 +135,12 @@ register_family(
         ),
     )
 )
+
+
+def _t5_neurons(path: str) -> Neurons:
+    """Of the plain and of the gated network."""
+    return Neurons((f"{path}.wi", f"{path}.wi_0", f"{path}.wi_1"), f"{path}.wo")
+
 
 _t5_attention = leaves(
     query="layer.0.SelfAttention.q",
@@ -145,6 +157,7 @@ register_family(
                 blocks="encoder.block",
                 attention=_t5_attention,
                 ffn=leaves(delta="layer.1.DenseReluDense"),
+                neurons=_t5_neurons("layer.1.DenseReluDense"),
                 tuple_output=True,
             ),
             Stack(
@@ -153,6 +166,7 @@ register_family(
                 attention=_t5_attention,
                 cross=leaves(query="layer.1.EncDecAttention.q", delta="layer.1.EncDecAttention.o"),
                 ffn=leaves(delta="layer.2.DenseReluDense"),
+                neurons=_t5_neurons("layer.2.DenseReluDense"),
                 mask="decoder_attention_mask",
                 tuple_output=True,
                 hideable=False,
@@ -172,6 +186,7 @@ _bart_encoder = Stack(
     ),
     ffn=leaves(open="fc1", close="fc2", norm="final_layer_norm"),
     heads="encoder_attention_heads",
+    neurons=Neurons(("fc1",), "fc2"),
 )
 _bart_decoder = replace(
     _bart_encoder,
@@ -203,6 +218,7 @@ register_family(
                 ),
                 ffn=leaves(delta="mlp"),
                 mask="",
+                neurons=Neurons(("mlp.fc1",), "mlp.fc2"),
             ),
         ),
     )
@@ -218,6 +234,7 @@ _speech = Stack(
         norm="layer_norm",
     ),
     ffn=leaves(delta="feed_forward", norm="final_layer_norm"),
+    neurons=Neurons(("feed_forward.intermediate_dense",), "feed_forward.output_dense"),
     mask_method="_get_feature_vector_attention_mask",
 )
 register_family(

@@ -35,6 +35,19 @@ def leaves(**paths: str) -> tuple[Leaf, ...]:
 
 
 @dataclass(frozen=True)
+class Neurons:
+    """The linear layers of a feed-forward network: paths in a block.
+
+    into: those whose result is the neurons; of several names those count that a block has. out:
+    the one that reads them. halves: projections fused in one matrix, one after the other.
+    """
+
+    into: tuple[str, ...]
+    out: str
+    halves: int = 1
+
+
+@dataclass(frozen=True)
 class Stack:
     """One list of blocks in a model.
 
@@ -47,6 +60,7 @@ class Stack:
     enters the first block, so that a span that brings its own state need not embed ("" = none).
     merge: path of attention's output projection in a block ("" = the ``delta`` leaf). heads:
     config field with the number of query heads; ``num_key_value_heads`` is read beside it.
+    neurons: the linear layers of the feed-forward network, for hosts whose ffn can be split.
     """
 
     name: str
@@ -61,6 +75,7 @@ class Stack:
     embeddings: str = ""
     merge: str = ""
     heads: str = "num_attention_heads"
+    neurons: Neurons | None = None
 
 
 @dataclass(frozen=True)

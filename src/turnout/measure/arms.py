@@ -23,6 +23,7 @@ class Entry:
     """One arm before it is measured.
 
     budget: what was asked for, as the report shows it; dial: what the model's dial is set to.
+    router: which of several routed models it is; None = there is one.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Entry:
     model: PreTrainedModel
     budget: float | None = None
     dial: float | None = None
+    router: str | None = None
 
     def run(self, rows: Sequence[Row], collate: Collate, batch_tokens: int) -> BulkResult:
         """All rows, in the same groups of like length for every arm."""
@@ -40,14 +42,20 @@ class Entry:
 
 def plain_entries(
     dense: PreTrainedModel,
-    routed: PreTrainedModel,
+    routed: PreTrainedModel | Mapping[str, PreTrainedModel],
     budgets: Sequence[float],
     static: Mapping[str, PreTrainedModel],
 ) -> list[Entry]:
-    """The dense host, the routed model at each budget, and the cut models."""
+    """The dense host, each routed model at each budget, and the cut models."""
+    many = isinstance(routed, Mapping)
+    models = routed if isinstance(routed, Mapping) else {"routed": routed}
     return [
         Entry("dense", "dense", dense),
-        *(Entry(f"routed-{_label(b)}", "routed", routed, b, b) for b in sorted(set(budgets))[::-1]),
+        *(
+            Entry(f"{name}-{_label(b)}", "routed", model, b, b, name if many else None)
+            for name, model in models.items()
+            for b in sorted(set(budgets))[::-1]
+        ),
         *(Entry(name, "static", model) for name, model in static.items()),
     ]
 

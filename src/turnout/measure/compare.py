@@ -109,6 +109,7 @@ def arm(judged: Judged, dense: Judged, seconds: dict[str, list[float]], material
     return Arm(
         name=entry.name,
         family=entry.family,
+        router=entry.router,
         budget=entry.budget,
         share=min(1.0, share),
         quality=judged.quality,

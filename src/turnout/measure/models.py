@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ COUNTED = (
 
 def measure_models(
     dense: PreTrainedModel,
-    routed: PreTrainedModel,
+    routed: PreTrainedModel | Mapping[str, PreTrainedModel],
     static: Mapping[str, PreTrainedModel],
     task: Task[Any],
     tokenizer: Any,
@@ -55,14 +55,17 @@ def measure_models(
     notes: tuple[str, ...] = (),
     progress: bool = True,
 ) -> Results:
-    """Compare the dense host, the routed model at each budget, random skipping and cut hosts.
+    """Compare the dense host, routed models at each budget, random skipping and cut hosts.
+
+    routed: one model, or several by name; random skipping then gets the budgets as they are.
 
     examples: raw labelled rows of the task; ``config.max_examples`` draws some of them. name: of
     the host, for the report. The models are moved and cast in place.
     """
     device = best_device()
     dtype = resolve(config.dtype, device)
-    for model in (dense, routed, *static.values()):
+    models = list(routed.values()) if isinstance(routed, Mapping) else [routed]
+    for model in (dense, *models, *static.values()):
         cast(model.to(device), DTYPES[dtype]).eval()  # type: ignore[arg-type]
     chosen = _sample(examples, config.max_examples)
     encoded = task.encode(chosen, tokenizer)
@@ -99,7 +102,7 @@ def measure_models(
             if entry.family in ("routed", "random")
         },
         heatmap=_heatmap(done, material, tokenizer),
-        notes=[*notes, *_notes(routed, examples, chosen, dtype), *_timed(config, chosen), COUNTED],
+        notes=[*notes, *_notes(models, examples, chosen, dtype), *_timed(config, chosen), COUNTED],
     )
 
 
@@ -112,7 +115,10 @@ def _measure(
 ) -> tuple[list[Entry], dict[str, Judged], dict[str, list[float]]]:
     """Random arms get the work that the routed ones were seen to spend, so they come second."""
     routed = [entry for entry in plain if entry.family == "routed"]
-    bar = Progress((len(plain) + len(routed)) * (1 + repeats), progress)
+    several = any(entry.router for entry in routed)
+    budgets = {entry.budget for entry in routed}
+    chances = len(budgets) if several else len(routed)
+    bar = Progress((len(plain) + chances) * (1 + repeats), progress)
     done: dict[str, Judged] = {}
 
     def each(entries: list[Entry]) -> None:
@@ -124,6 +130,8 @@ def _measure(
         each(plain)
         whole = done["dense"].flops
         spent = {entry.budget: done[entry.name].flops / whole for entry in routed}
+        if several:
+            spent = {budget: budget for budget in sorted(budgets, reverse=True)}  # type: ignore[type-var]
         chance = random_entries(dense, spent)  # type: ignore[arg-type]
         each(chance)
         entries = [*plain, *chance]
@@ -158,16 +166,25 @@ def _timed(config: MeasureConfig, chosen: datasets.Dataset) -> list[str]:
 
 
 def _notes(
-    routed: PreTrainedModel, examples: datasets.Dataset, chosen: datasets.Dataset, dtype: str
+    routed: Sequence[PreTrainedModel],
+    examples: datasets.Dataset,
+    chosen: datasets.Dataset,
+    dtype: str,
 ) -> list[str]:
+    share = (
+        "get the share of the work that the routed arm of the same name was seen to spend."
+        if len(routed) == 1
+        else "get the share of the layers that their name says."
+    )
     notes = [
         "Random arms skip whole layers of the dense host, drawn for each text with a fixed seed, "
-        "and get the share of the work that the routed arm of the same name was seen to spend."
+        f"and {share}"
     ]
     if len(chosen) < len(examples):
         notes.append(f"{len(chosen):,} of {len(examples):,} test examples, drawn with seed 0.")
     if dtype != "fp32":
         notes.append(f"Hosts run in {dtype}; the routers keep fp32.")
-    if not poolable(routed):
-        notes.append("These routes cannot be pooled across batches: they run batch by batch.")
+    if not all(poolable(model) for model in routed):
+        some = "These routes" if len(routed) == 1 else "Some of these routes"
+        notes.append(f"{some} cannot be pooled across batches: they run batch by batch.")
     return notes

@@ -13,6 +13,7 @@ from turnout.objectives.distill import distill_hidden as distill_hidden
 from turnout.objectives.exits import exits as exits
 from turnout.objectives.score_function import loss_per_sequence as loss_per_sequence
 from turnout.objectives.score_function import score_function as score_function
+from turnout.objectives.z_loss import z_loss as z_loss
 
 Weight = Annotated[float, Field(ge=0.0)]
 
@@ -23,7 +24,7 @@ class ObjectivesConfig(BaseModel):
     task: the host's own loss. distill: answers of the dense host. hidden: last hidden states of
     the dense host (runs it in each step). budget: distance from the work budget, for routers that
     learn when to skip. balance: use units alike. exits: heads of an exit router.
-    score_function: a learned jump distribution. policy: routers that learn from a reward.
+    score_function: a learned jump distribution. policy: routers that learn from a reward. z: small logits of gates.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,3 +37,4 @@ class ObjectivesConfig(BaseModel):
     exits: Weight = 1.0
     score_function: Weight = 1.0
     policy: Weight = 1.0
+    z: Weight = 0.0

@@ -11,6 +11,7 @@ from turnout.routers.attention import AttentionConfig, AttentionRouter
 from turnout.routers.base import HostShape as HostShape
 from turnout.routers.base import Router as Router
 from turnout.routers.base import RouterConfig as RouterConfig
+from turnout.routers.cluster import ClusterConfig, ClusterRouter
 from turnout.routers.exit import ExitConfig, ExitRouter
 from turnout.routers.gate import GateConfig, GateRouter
 from turnout.routers.policy import PolicyConfig, PolicyRouter
@@ -22,6 +23,7 @@ from turnout.routers.token_attention import TokenAttentionConfig, TokenAttention
 ROUTERS: Registry[type[Router]] = Registry("router")
 for _router in (
     AttentionRouter,
+    ClusterRouter,
     ExitRouter,
     GateRouter,
     PolicyRouter,
@@ -34,6 +36,7 @@ for _router in (
 
 AnyRouterConfig = Annotated[
     AttentionConfig
+    | ClusterConfig
     | ExitConfig
     | GateConfig
     | PolicyConfig

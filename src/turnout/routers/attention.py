@@ -87,7 +87,7 @@ class AttentionRouter(Router):
             weight_BU = select.straight_through(keep_BU, score_BU)
         start = sum(other.units for other in mine[: mine.index(site)])
         columns = slice(start, start + site.units)
-        rank_BU = score_BU if self.config.keep == "threshold" else _rank(logit_BU)
+        rank_BU = score_BU if self.config.keep == "threshold" else select.rank(logit_BU)
         return Route(site, weight_BU[:, None, columns], rank_BU[:, None, columns])
 
     def _logits(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Tensor:
@@ -106,9 +106,9 @@ class AttentionRouter(Router):
         logit_BU = logit_BU.detach()
         if flow.training:
             level_B1, noise_BU = self._drawn(logit_BU, flow)
-            return select.threshold(_rank(logit_BU + noise_BU), level_B1)
+            return select.threshold(select.rank(logit_BU + noise_BU), level_B1)
         if self.config.keep == "top-k":
-            return select.threshold(_rank(logit_BU), self.level(flow.budget))
+            return select.threshold(select.rank(logit_BU), self.level(flow.budget))
         score_BU = (logit_BU - logit_BU.amax(-1, keepdim=True)).exp()
         return select.threshold(score_BU, self.level(flow.budget))
 
@@ -122,10 +122,3 @@ class AttentionRouter(Router):
         if config.granularity == "batch":
             skip_B, uniform_BU = skip_B[:1].expand(batch), uniform_BU[:1].expand(batch, units)
         return (1 - config.least) * skip_B[:, None], -config.noise * (-uniform_BU.log()).log()
-
-
-def _rank(value_BU: Tensor) -> Tensor:
-    """1 for the largest of each row, falling in equal steps to 1 / U; ties to the first. What
-    passes a level of 1 - k / U are the k best."""
-    order_BU = value_BU.argsort(dim=-1, descending=True, stable=True)
-    return 1.0 - order_BU.argsort(dim=-1) / value_BU.shape[-1]

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
 import datasets
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from turnout.flow import Flow
 from turnout.route import Granularity, Route, Site, SiteKind
 
+Target = Literal["query", "key", "value", "output", "in", "out"]
 Budget = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -28,6 +30,11 @@ class RouterConfig(BaseModel):
     hold_first, hold_last: blocks at the ends that always run.
     stack: which stack of an encoder-decoder; None = all.
     visible: skipped tokens keep their keys and values; False removes them (encoders only).
+    experts, split: at site ``expert``, how many experts share the neurons of each feed-forward
+    network, and how the neurons are shared out (see units/experts.py).
+    adapters, form, rank, scale, targets: at site ``adapter``, how many stand in each block, of
+    which form and width (see units/adapters.py); targets of LoRA among query, key, value, output
+    (of attention), in, out (of the feed-forward network).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,6 +47,13 @@ class RouterConfig(BaseModel):
     hold_last: Annotated[int, Field(ge=0)] = 0
     stack: Literal["encoder", "decoder"] | None = None
     visible: bool = True
+    experts: Annotated[int, Field(gt=1)] = 8
+    adapters: Annotated[int, Field(gt=0)] = 4
+    form: Literal["lora", "bottleneck"] = "lora"
+    rank: Annotated[int, Field(gt=0)] = 8
+    scale: Annotated[float, Field(gt=0.0)] = 2.0
+    targets: tuple[Target, ...] = ("query", "value")
+    split: Literal["parameters", "coactivation", "importance", "random"] = "parameters"
 
     def covers(self, site: Site) -> bool:
         """Does this router serve a site of the host."""
@@ -72,7 +86,7 @@ class Router(nn.Module, ABC):
     descending; empty = not calibrated, or a router whose dial needs none. scored: routes come
     from comparing a score with a threshold. learns_budget: training pulls its share of the work to
     the budget; others learn what to keep at any share. weighs: units that run have weights other
-    than 1. watch: the attention that it must see of the block before each site: that of the class
+    than 1. fits: must see embedded training rows before it can route. watch: the attention that it must see of the block before each site: that of the class
     token, or of all; None = none. ceiling: the largest score there can be. token_memory: names in
     ``flow.memory`` whose second dimension is T. done: part of the training that is over, 0..1.
     """
@@ -81,6 +95,7 @@ class Router(nn.Module, ABC):
     scored: bool = False
     learns_budget: bool = False
     weighs: bool = False
+    fits: ClassVar[bool] = False
     watch: Literal["class", "all"] | None = None
     token_memory: frozenset[str] = frozenset()
 
@@ -97,6 +112,11 @@ class Router(nn.Module, ABC):
 
     def study(self, rows: datasets.Dataset) -> None:
         """Learn from the encoded training rows, before training; most routers need not."""
+
+    def fit(self, pooled_ND: np.ndarray) -> str:
+        """Fit to the embedded training rows, before training; returns what is worth saying. Only
+        routers that say ``fits``."""
+        raise NotImplementedError
 
     def losses(
         self, flow: Flow, logits: Tensor, labels: Tensor | None, teacher: Tensor | None

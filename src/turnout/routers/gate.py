@@ -1,8 +1,12 @@
 """Learned gates: a score in (0, 1) for each unit and token or sequence; skipped below a threshold.
 
 After GateSkip and SkipNet-style gates with a straight-through estimator (Bengio et al. 2013,
-arXiv 1308.3432) on a binary concrete sample (Maddison et al. 2017, arXiv 1611.00712). Symbols:
-their gate g is our weight, the logit alpha our ``logit``, the temperature lambda ``temperature``.
+arXiv 1308.3432) on a binary concrete sample (Maddison et al. 2017, arXiv 1611.00712); recurrent
+gates after SkipNet (Wang et al. 2018, arXiv 1711.09485). Where a site has several units, the best
+can be chosen instead: noisy top-k (Shazeer et al. 2017, arXiv 1701.06538), or by the units, each of
+which takes its best tokens (expert choice, Zhou et al. 2022, arXiv 2202.09368). Symbols: their gate
+g is our weight, the logit alpha (H(x) of noisy top-k) our ``logit``, the temperature lambda
+``temperature``, W_noise our ``spread``.
 """
 
 from __future__ import annotations
@@ -10,49 +14,51 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from turnout import select
+from turnout import objectives, select
 from turnout.errors import UserError
 from turnout.flow import Flow
 from turnout.route import Route, Site
 from turnout.routers.base import HostShape, Router, RouterConfig, masked_mean
+from turnout.routers.projection import DepthCell, Projection
 
 
 class GateConfig(RouterConfig):
-    """shape: a linear map or an MLP with one hidden layer. shared: one gate for all layers (told
-    the layer by a learned bias) or one per layer. open: initial logit, so that all runs at first.
-    temperature: of the sampling noise in training; 0 decides by the threshold as in inference."""
+    """shape: a linear map, an MLP with one hidden layer, or a recurrent cell along depth, which
+    all layers share. shared: one gate for all layers (told the layer by a learned bias) or one per
+    layer. open: initial logit, so that all runs at first. temperature: of the sampling noise in
+    training; 0 decides by the threshold as in inference. keep: units above a threshold; the
+    ``top-k`` units of a token or sequence; or ``expert-choice``: each unit takes its best tokens
+    (encoders only). least: smallest share that the last two keep in training, where the share is
+    drawn anew for each sequence. noise: learned noise on top-k's logits in training. modulate:
+    scale what runs by its score. capacity: a unit takes at most this many times the mean load of
+    a sequence (encoders only); None = no token is ever dropped."""
 
     kind: Literal["gate"] = "gate"
-    shape: Literal["linear", "mlp"] = "linear"
+    shape: Literal["linear", "mlp", "recurrent"] = "linear"
     hidden: Annotated[int, Field(gt=0)] = 64
     shared: bool = False
     open: float = 3.0
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    keep: Literal["threshold", "top-k", "expert-choice"] = "threshold"
+    least: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    noise: bool = False
+    modulate: bool = False
+    capacity: Annotated[float, Field(ge=1.0)] | None = None
 
-
-class Projection(nn.Module):
-    """Scores of units from a state. Not an nn.Linear, so adapter tools leave it alone.
-
-    The products run in the host's number format, to cost little beside a fast host; what is
-    decided from them is float32.
-    """
-
-    def __init__(self, width: int, hidden: int | None, units: int) -> None:
-        super().__init__()
-        inner = hidden or width
-        self.inner = nn.Parameter(torch.randn(inner, width) / width**0.5) if hidden else None
-        self.weight = nn.Parameter(torch.zeros(units, inner))
-
-    def forward(self, state: Tensor) -> Tensor:
-        """(..., D) to (..., U)."""
-        scaled = F.layer_norm(state, state.shape[-1:])
-        if self.inner is not None:
-            scaled = F.gelu(F.linear(scaled, self.inner.to(scaled.dtype)))
-        return F.linear(scaled, self.weight.to(scaled.dtype)).float()
+    @model_validator(mode="after")
+    def _fits(self) -> GateConfig:
+        by_token = self.granularity == "token"
+        if self.keep == "expert-choice" and not by_token:
+            raise ValueError("keep: expert-choice chooses tokens; set granularity: token")
+        if self.capacity is not None and not by_token:
+            raise ValueError("capacity limits the tokens of a unit; set granularity: token")
+        if self.noise and self.keep != "top-k":
+            raise ValueError("noise is that of noisy top-k; set keep: top-k")
+        return self
 
 
 class GateRouter(Router):
@@ -60,18 +66,32 @@ class GateRouter(Router):
 
     Config: ClassVar[type[RouterConfig]] = GateConfig
     scored = True
-    learns_budget = True
     config: GateConfig
 
     def __init__(self, config: GateConfig, sites: tuple[Site, ...], host: HostShape) -> None:
         super().__init__(config, sites, host)
-        hidden = config.hidden if config.shape == "mlp" else None
+        self.learns_budget = config.keep == "threshold"
+        self.weighs = config.modulate
         units = {"all" if config.shared else self._name(site): site.units for site in sites}
         if config.shared and len({site.units for site in sites}) > 1:
             raise UserError("router 'gate' with shared: true needs sites with as many units each")
-        self.gates = nn.ModuleDict(
-            {key: Projection(host.hidden, hidden, many) for key, many in units.items()}
-        )
+        looks_ahead = config.keep == "expert-choice" or config.capacity is not None
+        if looks_ahead and any(site.stack == "decoder" for site in sites):
+            raise UserError(
+                "router 'gate': expert-choice and capacity serve encoders (set `stack: encoder` "
+                "where there is one): in a decoder, later tokens would push out earlier ones"
+            )
+        if config.keep == "top-k" and max(units.values()) < 2:
+            raise UserError(
+                f"router 'gate': keep: top-k chooses among the units of a site, and "
+                f"{config.site!r} has one: use sites head or expert, or keep: threshold"
+            )
+        recurrent = config.shape == "recurrent"
+        self.cell = DepthCell(host.hidden, config.hidden) if recurrent else None
+        width = config.hidden if recurrent else host.hidden
+        hidden = config.hidden if config.shape == "mlp" else None
+        self.gates = _projections(units, width, hidden)
+        self.spread = _projections(units, width, None) if config.noise else None
         self.bias = nn.Parameter(torch.full((len(sites), max(units.values())), config.open))
         self._place = {site.key: place for place, site in enumerate(sites)}
 
@@ -80,21 +100,103 @@ class GateRouter(Router):
         return site.key.replace(".", "_")
 
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
-        config = self.config
-        gate = self.gates["all" if config.shared else self._name(site)]
-        if config.granularity == "token":
-            logit_BTU = gate(hidden_BTD)
-        else:
-            logit_BTU = gate(masked_mean(hidden_BTD, flow.mask_BT(site)))[:, None]
-        logit_BTU = logit_BTU + self.bias[self._place[site.key], : site.units].float()
+        config, place = self.config, self._place[site.key]
+        name = "all" if config.shared else self._name(site)
+        state_BTD = self._state(site, hidden_BTD, flow)
+        logit_BTU = self.gates[name](state_BTD) + self.bias[place, : site.units].float()
         if config.granularity == "batch":
             logit_BTU = logit_BTU.mean(0, keepdim=True).expand_as(logit_BTU)
-        score_BTU = logit_BTU.sigmoid()
-        if flow.training and config.temperature > 0:
-            # open with probability sigmoid(logit / temperature)
-            uniform_BTU = self.uniform(site, hidden_BTD, flow, 1, self._place[site.key])
-            hard = select.sample((logit_BTU.detach() / config.temperature).sigmoid(), uniform_BTU)
+        if flow.training:
+            flow.memory[(site.key, "logit")] = logit_BTU
+        chance_BTU = logit_BTU.sigmoid()
+        if config.keep == "threshold":
+            score_BTU = chance_BTU
+            hard_BTU = self._passes(site, score_BTU, logit_BTU, hidden_BTD, flow)
         else:
-            hard = select.threshold(score_BTU.detach(), self.level(flow.budget))
-        weight = select.straight_through(hard, score_BTU) if flow.training else hard
-        return Route(site, weight, score_BTU)
+            if self.spread is not None and flow.training:
+                spread_BTU = F.softplus(self.spread[name](state_BTD))
+                logit_BTU = logit_BTU + spread_BTU * self._normal(site, hidden_BTD, flow)
+                chance_BTU = logit_BTU.sigmoid()
+            score_BTU = self._rank(site, logit_BTU.detach(), flow)
+            hard_BTU = select.threshold(score_BTU, self._rank_level(hidden_BTD, flow))
+        if config.capacity is not None:
+            hard_BTU = hard_BTU * self._fits_in(site, chance_BTU.detach(), hard_BTU, flow)
+        if config.modulate:
+            return Route(site, hard_BTU * chance_BTU, score_BTU)
+        weight_BTU = hard_BTU
+        if flow.training:
+            weight_BTU = select.straight_through(hard_BTU, chance_BTU)
+        return Route(site, weight_BTU, score_BTU)
+
+    def _state(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Tensor:
+        """What the gate reads, (B, T or 1, D or H)."""
+        if self.config.granularity == "token":
+            state_BTD = hidden_BTD
+        else:
+            state_BTD = masked_mean(hidden_BTD, flow.mask_BT(site))[:, None]
+        if self.cell is None:
+            return state_BTD
+        place = self._place[site.key]
+        before = None
+        if place > 0 and self.sites[place - 1].stack == site.stack:
+            before = flow.memory[(self.sites[place - 1].key, "depth")]
+        state_BTH = self.cell(state_BTD, before)
+        flow.memory[(site.key, "depth")] = state_BTH
+        return state_BTH
+
+    def _passes(
+        self, site: Site, score_BTU: Tensor, logit_BTU: Tensor, hidden_BTD: Tensor, flow: Flow
+    ) -> Tensor:
+        """By threshold; sampled in training, open with probability sigmoid(logit / temperature)."""
+        temperature = self.config.temperature
+        if flow.training and temperature > 0:
+            uniform_BTU = self.uniform(site, hidden_BTD, flow, 1, self._place[site.key])
+            return select.sample((logit_BTU.detach() / temperature).sigmoid(), uniform_BTU)
+        return select.threshold(score_BTU.detach(), self.level(flow.budget))
+
+    def _rank(self, site: Site, logit_BTU: Tensor, flow: Flow) -> Tensor:
+        """Rank among the units of a token, or among the tokens of a unit."""
+        if self.config.keep == "top-k":
+            return select.rank(logit_BTU)
+        return select.rank(logit_BTU, dim=1, valid=self._valid(site, logit_BTU, flow))
+
+    def _rank_level(self, hidden_BTD: Tensor, flow: Flow) -> float | Tensor:
+        """The rank above which units are kept: from the dial, or drawn for each sequence."""
+        if not flow.training:
+            return self.level(flow.budget)
+        draw_B = flow.uniform_B(hidden_BTD.shape[0], hidden_BTD.device, 10)
+        if self.config.granularity == "batch":
+            draw_B = draw_B[:1].expand_as(draw_B)
+        return (1 - self.config.least) * draw_B[:, None, None]
+
+    def _normal(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Tensor:
+        """Standard normal noise (B, T or 1, U), by the seed of the pass."""
+        uniform_BTU = self.uniform(site, hidden_BTD, flow, 11, self._place[site.key])
+        return torch.special.ndtri(uniform_BTU.clamp(1e-6, 1 - 1e-6))
+
+    def _fits_in(self, site: Site, chance_BTU: Tensor, hard_BTU: Tensor, flow: Flow) -> Tensor:
+        """0 for the tokens that come too late: a unit has room for ``capacity`` x the mean load."""
+        assert self.config.capacity is not None
+        valid_BTU = self._valid(site, hard_BTU, flow)
+        wanted_BTU = (hard_BTU > 0) & valid_BTU
+        room_B1 = (self.config.capacity * wanted_BTU.sum(1).float().mean(-1, keepdim=True)).ceil()
+        order_BTU = chance_BTU.masked_fill(~wanted_BTU, -1.0).argsort(
+            dim=1, descending=True, stable=True
+        )
+        return (order_BTU.argsort(dim=1) < room_B1[:, None]).float()
+
+    def _valid(self, site: Site, like_BTU: Tensor, flow: Flow) -> Tensor:
+        mask_BT = flow.mask_BT(site)
+        if mask_BT is None:
+            return torch.ones_like(like_BTU, dtype=torch.bool)
+        return mask_BT[:, :, None].expand_as(like_BTU)
+
+    def losses(
+        self, flow: Flow, logits: Tensor, labels: Tensor | None, teacher: Tensor | None
+    ) -> dict[str, Tensor]:
+        own = [flow.memory[(site.key, "logit")] for site in self.sites]
+        return {"z": torch.stack([objectives.z_loss(each) for each in own]).mean()}
+
+
+def _projections(units: dict[str, int], width: int, hidden: int | None) -> nn.ModuleDict:
+    return nn.ModuleDict({key: Projection(width, hidden, many) for key, many in units.items()})

@@ -23,7 +23,7 @@ from turnout.cost import dense_flops_B, nested, route_flops_B
 from turnout.flow import Flow
 from turnout.route import Route, Site
 from turnout.routers.base import HostShape, Router, RouterConfig, masked_mean
-from turnout.routers.gate import Projection
+from turnout.routers.projection import Projection
 
 Positive = Annotated[float, Field(ge=0.0)]
 
@@ -62,6 +62,7 @@ class PolicyRouter(Router):
         self.bias = nn.Parameter(torch.full((len(sites), most), config.open))
         self.baseline = Projection(host.hidden, config.hidden, 1)
         self.bias_of_baseline = nn.Parameter(torch.zeros(()))
+        self.explores = False  # draw routes in inference too, to learn from feedback
         self._place = {site.key: place for place, site in enumerate(sites)}
 
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
@@ -70,18 +71,26 @@ class PolicyRouter(Router):
         if self.config.decide == "layer" or site is first:
             flow.memory[(site.key, "state")] = masked_mean(hidden_BTD, flow.mask_BT(site)).detach()
         asked = site if self.config.decide == "layer" else first
-        logit_BU = self.policy[place](flow.memory[(asked.key, "state")])
-        logit_BU = logit_BU + self.bias[place, : site.units].float()
+        logit_BU = self.logit(place, flow.memory[(asked.key, "state")])
         score_BTU = logit_BU.sigmoid()[:, None]
-        if not flow.training:
+        if not (flow.training or self.explores):
             keep_BTU = select.threshold(score_BTU, self.level(flow.budget))
             return Route(site, keep_BTU, score_BTU)
-        if not self.decides(place):
+        if flow.training and not self.decides(place):
             return Route(site, torch.ones_like(score_BTU).detach(), score_BTU)
         uniform_BTU = self.uniform(site, hidden_BTD, flow, 7, place)
         keep_BTU = select.sample(score_BTU.detach(), uniform_BTU)
         log_prob_BU = F.logsigmoid(torch.where(keep_BTU[:, 0] > 0, logit_BU, -logit_BU))
         return Route(site, keep_BTU, score_BTU, log_prob_BU.sum(-1, keepdim=True))
+
+    def logit(self, place: int, state_BD: Tensor) -> Tensor:
+        """Log-odds that the units of a site run, (B, U), from its pooled state."""
+        units = self.sites[place].units
+        return self.policy[place](state_BD) + self.bias[place, :units].float()
+
+    def value(self, state_BD: Tensor) -> Tensor:
+        """The expected reward, (B,), from the first pooled state."""
+        return self.baseline(state_BD)[:, 0] + self.bias_of_baseline.float()
 
     def decides(self, place: int) -> bool:
         """Does a layer decide yet; those at the end begin."""
@@ -96,8 +105,7 @@ class PolicyRouter(Router):
             return {}
         routes = [flow.trace[site.key] for site in self.sites]
         reward_B = self.reward(flow, logits, labels)
-        first_BD = flow.memory[(self.sites[0].key, "state")]
-        value_B = self.baseline(first_BD)[:, 0] + self.bias_of_baseline.float()
+        value_B = self.value(flow.memory[(self.sites[0].key, "state")])
         advantage_B = (reward_B - value_B).detach()
         if len(advantage_B) > 1:  # what the baseline does not know yet is the same for all
             advantage_B = advantage_B - advantage_B.mean()

@@ -25,8 +25,8 @@ from turnout.errors import UserError
 from turnout.flow import Flow
 from turnout.route import Route, Site
 from turnout.routers.base import HostShape, Router, RouterConfig, masked_mean
-from turnout.routers.gate import Projection
 from turnout.routers.policy import Positive, correct
+from turnout.routers.projection import Projection
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 SHARP = 20.0  # an advantage of 0.05 of quality is a score of 0.73

@@ -79,7 +79,7 @@ class TokenAttentionRouter(Router):
         if place > 0 and (before := (self.sites[place - 1].key, "alive")) in flow.memory:
             alive_BT = alive_BT & flow.memory[before]
         if self.bias is None:
-            score_BT = _rank(received_BT.masked_fill(~alive_BT, -1.0), valid_BT)
+            score_BT = select.rank(received_BT.masked_fill(~alive_BT, -1.0), 1, valid_BT)
             keep_BT = score_BT > self._level_B1(len(valid_BT), flow, hidden_BTD.device)
         else:
             logit_BT = received_BT.clamp_min(1e-6).log() + self.bias[place].float()
@@ -115,10 +115,3 @@ class TokenAttentionRouter(Router):
             chance_BT = (logit_BT.detach() / self.config.temperature).sigmoid()
             return select.sample(chance_BT, uniform_BT).bool()
         return score_BT.detach() > self.level(flow.budget)
-
-
-def _rank(value_BT: Tensor, valid_BT: Tensor) -> Tensor:
-    """1 for the largest real token of a row, falling in equal steps to 1 / n; padding below 0.
-    What passes a level of 1 - k / n are the k largest."""
-    order_BT = value_BT.masked_fill(~valid_BT, -2.0).argsort(dim=1, descending=True, stable=True)
-    return 1.0 - order_BT.argsort(dim=1) / valid_BT.sum(1, keepdim=True)

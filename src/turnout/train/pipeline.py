@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, set_seed
 
 from turnout.errors import UserError
+from turnout.files import atomic_dir, read_json, write_json
 from turnout.hosts.cut import cut_host, cuts_of
 from turnout.install import install
 from turnout.measure.static import missing_cuts, train_static
@@ -26,6 +27,7 @@ from turnout.train.data import Data, encode, listed
 from turnout.train.fit import fit, freeze
 from turnout.train.host import host_labels, open_host
 from turnout.train.precision import moved
+from turnout.train.prepare import prepare
 from turnout.train.saving import load_host, save
 
 CALIBRATION_ROWS = 512
@@ -33,10 +35,18 @@ SHORT = 0.05  # share above the budget that is worth a word
 Say = Callable[[str], None]
 
 
-def train(recipe: Recipe, out: str | Path, *, say: Say = print, progress: bool = True) -> Run:
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    dense: Path | None = None,
+    say: Say = print,
+    progress: bool = True,
+) -> Run:
     """Train what a recipe describes into a run folder, or go on with what was begun there.
 
-    The same recipe, data and machine give the same weights, stopped in between or not. Raises
+    dense: folder of a dense host that was trained by the same recipe but for its routers; it is
+    copied. The same recipe, data and machine give the same weights, stopped or not. Raises
     UserError before any training for what is wrong with recipe, data, host or routers.
     """
     run = open_run(out) if is_run(out) else None
@@ -58,7 +68,10 @@ def train(recipe: Recipe, out: str | Path, *, say: Say = print, progress: bool =
     model, tokenizer = _host(recipe, task, run)
     data = encode(task, raw, tokenizer)
     run = start_run(out, recipe, task.labels)
-    if not run.dense.is_dir():
+    if not run.dense.is_dir() and dense is not None:
+        with atomic_dir(run.dense) as temp:
+            shutil.copytree(dense, temp, dirs_exist_ok=True)
+    elif not run.dense.is_dir():
         _train_dense(run, model, data, say, progress)
     _train_routed(run, data, say, progress)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -99,6 +112,7 @@ def _train_dense(run: Run, model: PreTrainedModel, data: Data, say: Say, progres
             progress=progress,
             say=say,
         )
+    _note_cost(run, "dense", model, start)
     save(model, data.tokenizer, run.dense)
     shutil.rmtree(run.checkpoints / "dense", ignore_errors=True)
     _tell_score(model, data, start, say)
@@ -112,6 +126,7 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     host = _routed_host(run, dense, data, say, progress)
     set_seed(recipe.train.seed)
     model = install(host, recipe.routers)
+    prepare(model, data, say)
     kinds = ", ".join(router.kind for router in recipe.routers)
     routing: Any = model.turnout
     say(f"routed model: {kinds} at {len(routing.sites)} sites, {_millions(routing)} M parameters")
@@ -132,6 +147,7 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
         )
     else:
         say("nothing to train: the host is frozen and these routers have no weights")
+    _note_cost(run, "routed", model, start)
     routing.budget = recipe.train.budget
     rows = data.validation.select(range(min(len(data.validation), CALIBRATION_ROWS)))
     table = calibrate(model, listed(rows), data.collate, recipe.measure.batch_tokens)
@@ -152,6 +168,16 @@ def _routed_host(
     for missing in missing_cuts(run, [name]):
         train_static(run, missing, dense, data, progress=progress, say=say)
     return load_host(run.static(name))
+
+
+def _note_cost(run: Run, stage: str, model: PreTrainedModel, start: float) -> None:
+    """Write what a stage cost into training.json: seconds (of the last start, if it was stopped)
+    and parameters that were trained."""
+    path = run.path / "training.json"
+    known = read_json(path) if path.is_file() else {}
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    cost = {"seconds": round(time.perf_counter() - start, 1), "trained_parameters": trained}
+    write_json(path, {**known, stage: cost})
 
 
 def _tell_score(model: PreTrainedModel, data: Data, start: float, say: Say) -> None:

@@ -85,7 +85,7 @@ def load(run: str | Path, **kwargs: Any) -> PreTrainedModel:
         )
     spec = _spec(folder)
     model = load_host(folder, **kwargs)
-    install(model, spec["routers"])
+    install(model, spec["routers"], ordered=True)
     _load_routers(model, folder)
     routing: Any = model.turnout
     for name, router in routing.routers.items():

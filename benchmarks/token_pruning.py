@@ -1,0 +1,60 @@
+"""Token pruning by attention on AG News: within a point of dense at 1.9x measured speed or better.
+
+Tokens that the layer before did not attend to are removed (learned token pruning, PoWER-BERT), on
+the same host, data and steps as the cut models beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common import Benchmark, main
+from datasets_here import ag_news
+from frontier_claim import WORK, arms_of, gain_at, loss_at
+
+BUDGETS = [0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
+NAME = "ag_news-pruned"
+
+
+def recipe(task: dict[str, Any], seed: int, quick: bool) -> Any:
+    """Top-k by attention received from all tokens; training keeps another share each time."""
+    return {
+        "task": task,
+        "routers": [
+            {"kind": "token-attention", "keep": "top-k", "received": "all", "visible": False}
+        ],
+        "train": {
+            "epochs": 1.0 if quick else 2.0,
+            "dropout": 0.0,
+            "freeze": "embeddings",
+            "learning_rate": 2e-4,
+            "seed": seed,
+        },
+        "measure": {
+            "budgets": BUDGETS[::2] if quick else BUDGETS,
+            "static": ["first-3"] if quick else ["first-2", "first-3", "first-4"],
+            "repeats": 3 if quick else 7,
+            "time_examples": 960,
+        },
+    }
+
+
+def run() -> None:
+    benchmark = Benchmark(
+        "token_pruning", "token pruning within a point of dense at 1.9x", (0, 1, 2)
+    )
+    for seed in benchmark.seeds:
+        files = WORK / f"{NAME}-{seed}{'-quick' if benchmark.quick else ''}-data"
+        task = ag_news(benchmark.folder("ag_news"), files, seed, benchmark.quick)
+        arms_of(benchmark, NAME, seed, recipe(task, seed, benchmark.quick))
+    verdict = {
+        "points lost to dense at 1.9x": loss_at(benchmark, NAME, "accuracy", 1.9, at_most=1.0)
+    }
+    for speed in (1.5, 1.9, 2.5):
+        key = f"pruned minus cut at {speed:g}x"
+        verdict[key] = gain_at(benchmark, NAME, "accuracy", speed)
+    benchmark.finish(verdict)
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,190 @@
+"""Clusters of inputs: each unit serves a region of the space of pooled states.
+
+Centres are fitted on the training data before training: k-means, balanced k-means, or a Gaussian
+mixture, on the pooled, normalised state that enters the first served block. In inference an input
+goes to the nearest, or to the ``top`` nearest, weighted by a softmax over negative squared
+distances (k-means) or by the posterior (mixture), so that an input between clusters is served by
+both. With one module a cluster, trained on its own part of the data, this is cluster-branch-train
+(c-BTM, Gururangan et al. 2023, arXiv 2303.14177): their ensemble weight w_j is our weight, their
+temperature T is ``temperature``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.metrics import silhouette_score
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+from torch.nn import functional as F
+
+from turnout.errors import UserError
+from turnout.flow import Flow
+from turnout.route import Route, Site
+from turnout.routers.base import HostShape, Router, RouterConfig, masked_mean
+
+MANY = 10_000  # rows above which k-means takes mini-batches
+SAMPLE = 2_000  # rows for the silhouette
+
+
+class ClusterConfig(RouterConfig):
+    """method: how centres are fitted; ``balanced`` fills clusters to the same size. top: clusters
+    that serve an input. temperature: of their weights, in units of the mean squared distance of
+    an input to its centre. seed: of the fit."""
+
+    kind: Literal["cluster"] = "cluster"
+    site: Literal["adapter", "expert", "head"] = "adapter"
+    granularity: Literal["sequence"] = "sequence"
+    method: Literal["k-means", "balanced", "mixture"] = "k-means"
+    top: Annotated[int, Field(gt=0)] = 1
+    temperature: Annotated[float, Field(gt=0.0)] = 0.3
+    seed: int = 0
+
+
+class ClusterRouter(Router):
+    """Sends a sequence to the units of its nearest clusters, the same at every site."""
+
+    Config: ClassVar[type[RouterConfig]] = ClusterConfig
+    weighs = True
+    fits = True
+    config: ClusterConfig
+    centre: Tensor
+    precision: Tensor
+    bias: Tensor
+
+    def __init__(self, config: ClusterConfig, sites: tuple[Site, ...], host: HostShape) -> None:
+        super().__init__(config, sites, host)
+        counts = {site.units for site in sites}
+        if len(counts) > 1:
+            raise UserError("router 'cluster' needs sites with as many units each")
+        (self.count,) = counts
+        if config.top > self.count:
+            raise UserError(
+                f"router 'cluster': top {config.top} is more than the {self.count} units of a site"
+            )
+        generator = torch.Generator().manual_seed(config.seed)
+        centre = F.layer_norm(
+            torch.randn(self.count, host.hidden, generator=generator), (host.hidden,)
+        )
+        self.register_buffer("centre", centre)
+        # distance = sum precision (x - centre)^2 + bias, in units in which a softmax makes sense
+        self.register_buffer("precision", torch.full((self.count, host.hidden), 1 / host.hidden))
+        self.register_buffer("bias", torch.zeros(self.count))
+
+    def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
+        first = next(other for other in self.sites if other.stack == site.stack)
+        if site is first:
+            pooled_BD = self.embed(hidden_BTD, flow.mask_BT(site))
+            flow.memory[(first.key, "weight")] = self.weight_BU(pooled_BD)
+        return Route(site, flow.memory[(first.key, "weight")][:, None])
+
+    @staticmethod
+    def embed(hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """What is clustered: the mean over real tokens, normalised, (B, D), float32."""
+        pooled_BD = masked_mean(hidden_BTD, mask_BT).detach()
+        return F.layer_norm(pooled_BD, pooled_BD.shape[-1:])
+
+    def weight_BU(self, pooled_BD: Tensor) -> Tensor:
+        """Weights of the nearest clusters, 0 for the others; they add up to 1."""
+        gap_BUD = pooled_BD[:, None].double() - self.centre.double()
+        distance_BU = (gap_BUD.square() * self.precision.double()).sum(-1) + self.bias.double()
+        near = distance_BU.argsort(dim=-1, stable=True)[:, : self.config.top]
+        logit_BU = torch.full_like(distance_BU, -torch.inf)
+        logit_BU.scatter_(1, near, -distance_BU.gather(1, near))
+        return logit_BU.softmax(-1).float()
+
+    def fit(self, pooled_ND: np.ndarray) -> str:
+        """Fit the centres on embedded rows (N, D); tells their quality. Raises UserError for fewer
+        rows than clusters, or rows that are not finite."""
+        found = self.quality(pooled_ND, self._fit(pooled_ND))
+        sizes = ", ".join(f"{size:,}" for size in found["sizes"])
+        close = found["silhouette"]
+        return f"clusters of {sizes} rows: balance {found['balance']:.3f}" + (
+            "" if close is None else f", silhouette {close:.3f}"
+        )
+
+    def quality(self, pooled_ND: np.ndarray, labels_N: np.ndarray) -> dict[str, Any]:
+        """sizes; balance: the entropy of the sizes, 1 = all alike; silhouette, of a sample."""
+        sizes = np.bincount(labels_N, minlength=self.count)
+        share = sizes[sizes > 0] / sizes.sum()
+        balance = float(-(share * np.log(share)).sum() / np.log(max(2, self.count)))
+        some = np.random.default_rng(self.config.seed).permutation(len(labels_N))[:SAMPLE]
+        several = 1 < len(set(labels_N[some])) < len(some)
+        close = float(silhouette_score(pooled_ND[some], labels_N[some])) if several else None
+        return {"sizes": sizes.tolist(), "balance": balance, "silhouette": close}
+
+    def _fit(self, pooled_ND: np.ndarray) -> np.ndarray:
+        config = self.config
+        if len(pooled_ND) < self.count:
+            raise UserError(
+                f"router 'cluster' cannot fit {self.count} clusters on {len(pooled_ND)} rows"
+            )
+        if not np.isfinite(pooled_ND).all():
+            raise UserError("router 'cluster': the host's states hold NaN or infinity")
+        if config.method == "mixture":
+            labels = self._fit_mixture(pooled_ND)
+        else:
+            labels = self._fit_means(pooled_ND)
+        return labels
+
+    def _fit_means(self, pooled_ND: np.ndarray) -> np.ndarray:
+        config = self.config
+        cls = MiniBatchKMeans if len(pooled_ND) > MANY else KMeans
+        found = cls(self.count, n_init=4, random_state=config.seed).fit(pooled_ND)
+        centre, labels = found.cluster_centers_, found.labels_
+        if config.method == "balanced":
+            for _ in range(10):
+                labels = balanced_labels(pooled_ND, centre)
+                centre = np.stack([pooled_ND[labels == u].mean(0) for u in range(self.count)])
+        near = ((pooled_ND - centre[labels]) ** 2).sum(1).mean()
+        self.centre.copy_(torch.from_numpy(centre))
+        self.precision.fill_(1.0 / max(float(near) * config.temperature, 1e-9))
+        self.bias.zero_()
+        return labels
+
+    def _fit_mixture(self, pooled_ND: np.ndarray) -> np.ndarray:
+        """Diagonal Gaussians: the softmax of our negative distances is the posterior."""
+        found = GaussianMixture(
+            self.count, covariance_type="diag", reg_covar=1e-3, random_state=self.config.seed
+        ).fit(pooled_ND.astype(np.float64))
+        precision = found.precisions_
+        self.centre.copy_(torch.from_numpy(found.means_))
+        self.precision.copy_(torch.from_numpy(precision / 2))
+        self.bias.copy_(
+            torch.from_numpy(-np.log(found.weights_ + 1e-12) - 0.5 * np.log(precision).sum(1))
+        )
+        return found.predict(pooled_ND.astype(np.float64))
+
+
+def balanced_labels(pooled_ND: np.ndarray, centre_UD: np.ndarray) -> np.ndarray:
+    """The nearest cluster that has room, those served first who would lose most; all clusters end
+    with as many rows, but for one."""
+    count, units = len(pooled_ND), len(centre_UD)
+    distance_NU = ((pooled_ND[:, None] - centre_UD[None]) ** 2).sum(-1)
+    ranked = np.sort(distance_NU, 1)
+    urgency = ranked[:, 0] - ranked[:, min(1, units - 1)]
+    room = np.full(units, count // units)
+    room[: count % units] += 1
+    labels = np.empty(count, dtype=np.int64)
+    for row in np.argsort(urgency, kind="stable"):
+        for unit in np.argsort(distance_NU[row], kind="stable"):
+            if room[unit] > 0:
+                labels[row], room[unit] = unit, room[unit] - 1
+                break
+    return labels
+
+
+def best_count(pooled_ND: np.ndarray, most: int, seed: int = 0) -> tuple[int, dict[int, float]]:
+    """The number of clusters with the lowest Bayesian information criterion, and the table."""
+    rows = pooled_ND.astype(np.float64)
+    table = {}
+    for count in range(1, most + 1):
+        mixture = GaussianMixture(
+            count, covariance_type="diag", reg_covar=1e-3, random_state=seed
+        ).fit(rows)
+        table[count] = float(mixture.bic(rows))
+    return min(table, key=lambda count: table[count]), table

@@ -1,0 +1,117 @@
+"""A routed host as a Gymnasium environment, so that any agent can learn its routes.
+
+One episode is one labelled text. Before each routed block the agent sees the pooled state and how
+deep it is, and says skip (0) or run (1). Each block that runs costs its share of the work times the
+price; the quality of the answer is paid at the end. These are the states, actions and rewards of
+the routers `policy` and `q-learning`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from turnout import objectives
+from turnout.errors import UserError
+from turnout.execute.batches import Collate, Row, inputs_of
+from turnout.execute.span import run_span
+from turnout.routers.base import masked_mean
+from turnout.routers.policy import correct
+
+try:
+    import gymnasium
+except ImportError:
+    raise UserError("turnout.train.env needs Gymnasium: pip install 'turnout[rl]'") from None
+
+
+class RoutingEnv(gymnasium.Env[np.ndarray, int]):
+    """Episodes over labelled rows, drawn at random, or in their order with ``shuffle=False``.
+
+    model: a host routed at site ``layer`` by one router, whose blocks are the decisions; that
+    router is not asked. rows: encoded, with ``labels``. price: what running every block costs, in
+    units of quality. quality: ``probability`` of the right answer, or ``correct``. Raises UserError
+    for a model without such a router, or no rows.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rows: Sequence[Row],
+        collate: Collate,
+        *,
+        price: float = 0.2,
+        quality: str = "probability",
+        shuffle: bool = True,
+    ) -> None:
+        routing: Any = getattr(model, "turnout", None)
+        routers = [] if routing is None else routing.all_routers()
+        if len(routers) != 1 or routers[0].config.site != "layer":
+            raise UserError("RoutingEnv needs a host with one router at site layer")
+        if not len(rows):
+            raise UserError("RoutingEnv needs at least one labelled row")
+        self.model, self.rows, self.collate = model.eval(), rows, collate
+        self.price, self.quality, self.shuffle = price, quality, shuffle
+        self.sites = routers[0].sites
+        whole = sum(site.cost.row for site in self.sites)
+        self.share = [site.cost.row / whole for site in self.sites]
+        width = routers[0].host.hidden
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width + 1,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(2)
+        self._next = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin with another row. options: ``{"row": i}`` names it."""
+        super().reset(seed=seed)
+        if options and "row" in options:
+            row = int(options["row"])
+        elif self.shuffle:
+            row = int(self.np_random.integers(len(self.rows)))
+        else:
+            row, self._next = self._next, (self._next + 1) % len(self.rows)
+        batch = [dict(self.rows[row])]
+        self._inputs = inputs_of(self.model, batch, self.collate)
+        self._labels: Tensor = self.collate(batch)["labels"].to(self.model.device)
+        self._place, self._spent, self._route = 0, 0.0, list[int]()
+        with torch.inference_mode():
+            self._hidden: Tensor = run_span(self.model, self._inputs, 0, self.sites[0].layer)
+        return self._observe(), {"row": row}
+
+    @torch.inference_mode()
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Run or skip the next block; the last step pays the quality."""
+        site, runs = self.sites[self._place], bool(action)
+        last = self._place == len(self.sites) - 1
+        start = site.layer if runs else site.layer + 1
+        stop = None if last else self.sites[self._place + 1].layer
+        self._route.append(int(runs))
+        reward = -self.price * self.share[self._place] * runs
+        self._spent += self.share[self._place] * runs
+        if stop is None:
+            logits = run_span(self.model, self._inputs, start, None, self._hidden)["logits"]
+            quality = self._judge(logits)
+            info = {"route": self._route, "share": self._spent, "quality": quality}
+            return self._observe(), reward + quality, True, False, info
+        if start < stop:
+            self._hidden = run_span(self.model, self._inputs, start, stop, self._hidden)
+        self._place += 1
+        return self._observe(), reward, False, False, {}
+
+    def _judge(self, logits: Tensor) -> float:
+        if self.quality == "correct":
+            return float(correct(logits, self._labels))
+        return float((-objectives.loss_per_sequence(logits, self._labels)).exp())
+
+    def _observe(self) -> np.ndarray:
+        mask = self._inputs.get("attention_mask")
+        pooled = masked_mean(self._hidden, None if mask is None else mask.bool())
+        state = F.layer_norm(pooled, pooled.shape[-1:])[0].cpu().numpy()
+        depth = self._place / len(self.sites)
+        return np.append(state, depth).astype(np.float32)

@@ -1,0 +1,195 @@
+"""Go on learning a policy from feedback in use, within bounds.
+
+Each update is one step of policy gradient on a batch of routes and their rewards. Three things
+keep it from harm: the step is cut back until the policy's mean divergence from the last checked
+one is within ``trust`` (a trust region, as in TRPO, arXiv 1502.05477, by backtracking); every
+``check_every`` updates the reward on rows of our own, whose labels are trusted, is compared with
+that of the best policy so far, and a fall beyond ``margin`` restores that policy; and after
+``strikes`` such falls in a row, feedback is no longer listened to. Everything is written to a log.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from turnout.errors import UserError
+from turnout.flow import Flow
+from turnout.objectives.divergence import bernoulli_kl
+from turnout.train.search import policy_of
+
+HALVINGS = 8
+
+
+class OnlinePolicy:
+    """Updates the policy of a routed model from rewards.
+
+    guard: a function of no arguments that gives the mean reward of the model on trusted rows (see
+    ``trusted_reward``); None = no check, only the trust region. log: a file, a JSON object a line.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        rate: float = 2e-3,
+        trust: float = 0.02,
+        guard: Callable[[], float] | None = None,
+        check_every: int = 10,
+        margin: float = 0.01,
+        strikes: int = 3,
+        log: str | Path | None = None,
+    ) -> None:
+        self.model, self.router = model, policy_of(model)
+        self.trust, self.guard, self.margin = trust, guard, margin
+        self.check_every, self.strikes = check_every, strikes
+        self.log = None if log is None else Path(log)
+        self.optimizer = torch.optim.Adam(self.router.parameters(), lr=rate)
+        self.updates = self.fallen = 0
+        self.stopped = False
+        self._keep(None if guard is None else guard())
+
+    @contextmanager
+    def explore(self) -> Iterator[None]:
+        """Routes inside are drawn by the policy's probabilities, so that there is something to
+        learn from; the host stays as in inference."""
+        self.router.explores = True
+        try:
+            yield
+        finally:
+            self.router.explores = False
+
+    def update(self, flow: Flow, reward_B: Tensor) -> dict[str, Any]:
+        """Learn from the routes of one pass (``model.turnout.current_flow()``) that was made inside
+        of ``explore``, and a reward a sequence. Returns the log's entry.
+
+        Raises UserError for a reward that is not finite or of another length, and for a pass
+        whose routes were not drawn; nothing is changed then.
+        """
+        states, actions = self._experience(flow, reward_B)
+        if self.stopped:
+            return self._write({"event": "ignored", "reward": float(reward_B.mean())})
+        before = deepcopy(self.router.state_dict())
+        self._step(states, actions, reward_B)
+        divergence, halvings = self._backtrack(before, states)
+        self.updates += 1
+        entry = {
+            "event": "update",
+            "reward": float(reward_B.mean()),
+            "divergence": divergence,
+            "halvings": halvings,
+        }
+        if self.guard is not None and self.updates % self.check_every == 0:
+            entry.update(self._check())
+        return self._write(entry)
+
+    def _experience(self, flow: Flow, reward_B: Tensor) -> tuple[Tensor, Tensor]:
+        """States (B, L, D) and actions (B, L) of a pass."""
+        routes = [flow.trace[site.key] for site in self.router.sites]
+        if any(route.log_prob_BT is None for route in routes):
+            raise UserError("these routes were not drawn: make the pass inside of explore()")
+        if not bool(reward_B.isfinite().all()):
+            raise UserError("a reward is NaN or infinite: the update was left out")
+        if reward_B.shape != (len(routes[0].weight_BTU),):
+            raise UserError(
+                f"rewards must be one a sequence, {(len(routes[0].weight_BTU),)}; got "
+                f"{tuple(reward_B.shape)}"
+            )
+        first = self.router.sites[0].key
+        keys = [site.key for site in self.router.sites]
+        if self.router.config.decide == "input":
+            keys = [first] * len(keys)
+        states = torch.stack([flow.memory[(key, "state")] for key in keys], 1).detach()
+        actions = torch.stack([route.weight_BTU[:, 0, 0] for route in routes], 1).detach()
+        return states, actions
+
+    def _step(self, states_BLD: Tensor, actions_BL: Tensor, reward_B: Tensor) -> None:
+        logit_BL = self._logits(states_BLD)
+        value_B = self.router.value(states_BLD[:, 0])
+        advantage_B = (reward_B.to(value_B) - value_B).detach()
+        if len(advantage_B) > 1:
+            advantage_B = advantage_B - advantage_B.mean()
+        log_prob_BL = torch.nn.functional.logsigmoid(
+            torch.where(actions_BL > 0, logit_BL, -logit_BL)
+        )
+        loss = (value_B - reward_B.to(value_B)).square().mean()
+        loss = loss - (advantage_B * log_prob_BL.sum(1)).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def _logits(self, states_BLD: Tensor) -> Tensor:
+        places = range(states_BLD.shape[1])
+        return torch.cat([self.router.logit(p, states_BLD[:, p]) for p in places], 1)
+
+    @torch.no_grad()
+    def _backtrack(self, before: dict[str, Tensor], states: Tensor) -> tuple[float, int]:
+        """Halve the step until the policy is within the trust region about the last checked one."""
+        wanted = deepcopy(self.router.state_dict())
+        now = self._logits(states)
+        self.router.load_state_dict(self._checked)
+        anchor = self._logits(states)
+        self.router.load_state_dict(before)
+        start = float(bernoulli_kl(self._logits(states), anchor))
+        self.router.load_state_dict(wanted)
+        divergence = float(bernoulli_kl(now, anchor))
+        for halving in range(HALVINGS):
+            if divergence <= max(self.trust, start):
+                return divergence, halving
+            part = 0.5 ** (halving + 1)
+            self.router.load_state_dict(
+                {
+                    name: torch.lerp(before[name], value, part)
+                    if value.is_floating_point()
+                    else value
+                    for name, value in wanted.items()
+                }
+            )
+            divergence = float(bernoulli_kl(self._logits(states), anchor))
+        self.router.load_state_dict(before)
+        return start, HALVINGS
+
+    def _check(self) -> dict[str, Any]:
+        """Compare with the best policy so far on trusted rows; keep, or roll back."""
+        assert self.guard is not None and self._best_reward is not None
+        reward = self.guard()
+        if reward < self._best_reward - self.margin:
+            self.router.load_state_dict(self._best)
+            self._checked = deepcopy(self._best)
+            self.optimizer.state.clear()
+            self.fallen += 1
+            self.stopped = self.fallen >= self.strikes
+            return {"trusted": reward, "rolled_back": True, "stopped": self.stopped}
+        self.fallen = 0
+        self._checked = deepcopy(self.router.state_dict())
+        if reward > self._best_reward:
+            self._keep(reward)
+        return {"trusted": reward, "rolled_back": False, "stopped": False}
+
+    def _keep(self, reward: float | None) -> None:
+        self._best = deepcopy(self.router.state_dict())
+        self._checked = deepcopy(self._best)
+        self._best_reward = reward
+
+    def rollback(self) -> None:
+        """Back to the best policy that was checked."""
+        self.router.load_state_dict(self._best)
+        self._checked = deepcopy(self._best)
+        self.optimizer.state.clear()
+        self._write({"event": "rollback"})
+
+    def _write(self, entry: dict[str, Any]) -> dict[str, Any]:
+        entry = {"update": self.updates, "time": time.time(), **entry}
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        return entry

@@ -1,0 +1,56 @@
+"""What routers and their units take from the training data before training begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from turnout.execute.batches import groups_by_length, inputs_of, lengths_of
+from turnout.execute.span import run_span
+from turnout.routers.base import Router, masked_mean
+from turnout.train.data import Data, listed
+from turnout.units.experts import split_by_data
+
+BATCH, MOST = 32, 2048
+
+
+def prepare(model: PreTrainedModel, data: Data, say: Callable[[str], None] = print) -> None:
+    """Share out the neurons of experts where their split looks at data, and fit clusters; in
+    place."""
+    routing: Any = model.turnout
+    for router in routing.all_routers():
+        config = router.config
+        if config.site == "expert" and config.split in ("coactivation", "importance"):
+            split_by_data(model, batches(data), config.split, sites=router.sites)
+        if router.fits:
+            say(f"  {router.fit(pooled_states(model, router, data))}")
+
+
+def batches(data: Data) -> Iterator[dict[str, Tensor]]:
+    """The first training rows, labelled, in their order."""
+    for start in range(0, min(MOST, len(data.train)), BATCH):
+        rows = data.train.select(range(start, min(start + BATCH, len(data.train))))
+        yield data.collate(listed(rows))
+
+
+@torch.inference_mode()
+def pooled_states(model: PreTrainedModel, router: Router, data: Data) -> np.ndarray:
+    """The mean of the real tokens that enter the first site, normalised, of every training row,
+    (N, D)."""
+    site, rows = router.sites[0], listed(data.train)
+    routing: Any = model.turnout
+    found = np.empty((len(rows), router.host.hidden), dtype=np.float32)
+    for group in groups_by_length(lengths_of(rows), BATCH * 128):
+        inputs = inputs_of(model, [rows[i] for i in group], data.collate)
+        hidden_BTD = run_span(model, inputs, 0, site.layer)
+        flow = routing.new_flow(model, inputs)
+        flow.enter(site.stack, hidden_BTD)
+        pooled_BD = masked_mean(hidden_BTD, flow.mask_BT(site))
+        found[group] = F.layer_norm(pooled_BD, pooled_BD.shape[-1:]).cpu().numpy()
+    return found

@@ -1,0 +1,1 @@
+"""WHAT: units that a host lacks."""

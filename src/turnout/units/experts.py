@@ -1,0 +1,172 @@
+"""Split the neurons of a dense feed-forward network into experts of equal size.
+
+Neuron f computes act(W_in[f] x) and adds W_out[:, f] times it. A split is an order of the neurons:
+expert e owns those at places e * F / E to (e + 1) * F / E. ``parameters`` groups neurons with like
+input weights and ``coactivation`` those that are active on the same tokens, both by k-means into
+clusters of one size (MoEfication, Zhang et al. 2021, arXiv 2110.01786: parameter clustering and
+co-activation graph split); ``importance`` deals the neurons that matter most for the loss, by
+|gradient x activation|, to all experts alike (LLaMA-MoE, arXiv 2406.16554); ``random`` is the
+baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from turnout.errors import UserError
+from turnout.execute.span import run_span
+from turnout.hosts.attach import BlockView, blocks_of, find_family
+from turnout.hosts.linear import matrix_of, reorder_columns, reorder_rows
+from turnout.route import Site
+from turnout.routers.cluster import balanced_labels
+
+
+def check_split(neurons: int, experts: int, where: str) -> None:
+    """Raise UserError unless so many experts share the neurons alike."""
+    if neurons % experts:
+        near = [n for n in range(2, neurons + 1) if neurons % n == 0 and n <= 4 * experts]
+        raise UserError(
+            f"{where} has {neurons} neurons, which {experts} experts cannot share alike; "
+            f"choose one of {', '.join(map(str, near))}"
+        )
+
+
+def random_order(neurons: int, seed: int = 0) -> Tensor:
+    """A random order of the neurons (F,)."""
+    return torch.randperm(neurons, generator=torch.Generator().manual_seed(seed))
+
+
+def clustered_order(features_FK: Tensor, experts: int, seed: int = 0) -> Tensor:
+    """An order in which neurons with like features stand together, (F,).
+
+    features_FK: what describes each neuron: its input weights, or its activations on K tokens.
+    K-means finds the centres; neurons are then assigned in the order of how much they would lose
+    by their second choice, to the nearest centre that has room.
+    """
+    features = torch.nn.functional.normalize(features_FK.float(), dim=1).cpu().numpy()
+    centres = KMeans(experts, n_init=1, random_state=seed).fit(features).cluster_centers_
+    chosen = balanced_labels(features, centres)
+    order = np.argsort(chosen, kind="stable")
+    return torch.from_numpy(order)
+
+
+def dealt_order(importance_F: Tensor, experts: int) -> Tensor:
+    """An order in which each expert gets as many important neurons as the others, (F,)."""
+    ranked = importance_F.argsort(descending=True, stable=True)
+    return ranked.view(-1, experts).t().reshape(-1)
+
+
+def first_order(view: BlockView, experts: int, split: str) -> Tensor:
+    """The order of a block's neurons that needs no data (F,): by parameters, or random, which is
+    also where splits begin that look at data."""
+    into, _ = view.neurons()
+    weight, _ = matrix_of(into[0][1])
+    if split == "parameters" and weight.device.type != "meta":
+        return clustered_order(weight.detach()[: view.neuron_count()], experts)
+    return random_order(view.neuron_count())
+
+
+def reorder(view: BlockView, order: Tensor) -> None:
+    """Put the neurons of a block's ffn into an order, in place: the network computes the same."""
+    into, (_, out) = view.neurons()
+    wide = torch.cat([order + half * len(order) for half in range(view.halves)])
+    for _, module in into:
+        reorder_rows(module, wide)
+    reorder_columns(out, order)
+
+
+def split_by_data(
+    model: PreTrainedModel,
+    batches: Iterable[Mapping[str, Any]],
+    how: str,
+    tokens: int = 2048,
+    sites: Sequence[Site] | None = None,
+) -> None:
+    """Share out the neurons of sites ``expert`` anew, by what they do on data; in place.
+
+    how: ``coactivation`` looks at the neurons' activations on up to so many ``tokens``, and
+    ``importance`` at |activation x gradient of the loss| (batches need labels). sites: None = all.
+    The model computes the same as before, but for rounding. Raises UserError for a model without experts, or no data.
+    """
+    routing: Any = getattr(model, "turnout", None)
+    wanted = () if routing is None else routing.sites if sites is None else sites
+    by_place = {f"{s.stack}.{s.layer}": s for s in wanted if s.kind == "expert"}
+    if not by_place:
+        raise UserError("split_by_data needs a model with a router at site expert")
+    views = {f"{v.stack.name}.{v.layer}": v for v in blocks_of(model, find_family(model))}
+    orders = routing.orders
+    for place, found_KF in _watch(
+        model, {place: views[place] for place in by_place}, batches, how, tokens
+    ).items():
+        site = by_place[place]
+        if how == "coactivation":
+            order = clustered_order(found_KF.t(), site.units)
+        else:
+            order = dealt_order(found_KF.sum(0), site.units)
+        reorder(views[place], order)
+        orders[place].copy_(orders[place][order.to(orders[place].device)])
+
+
+def _watch(
+    model: PreTrainedModel,
+    views: Mapping[str, BlockView],
+    batches: Iterable[Mapping[str, Any]],
+    how: str,
+    tokens: int,
+) -> dict[str, Tensor]:
+    """What the neurons of each block do, token by token: (K, F)."""
+    kept: dict[str, Tensor] = {}
+    parts: dict[str, list[Tensor]] = {place: [] for place in views}
+
+    def keeper(place: str) -> Any:
+        def keep(module: Any, args: tuple[Tensor, ...]) -> None:
+            kept[place] = args[0]
+            if how == "importance":
+                args[0].retain_grad()
+
+        return keep
+
+    handles = [
+        view.neurons()[1][1].register_forward_pre_hook(keeper(place))
+        for place, view in views.items()
+    ]
+    count, was_training = 0, model.training
+    model.eval()
+    try:
+        for batch in batches:
+            inputs = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, Tensor)}
+            with torch.set_grad_enabled(how == "importance"):
+                outputs = run_span(model, inputs, 0, None)
+                if how == "importance":
+                    outputs["loss"].backward()
+            real = _real_rows(inputs)
+            for place, value in kept.items():
+                found = value.detach().abs()
+                if how == "importance":
+                    assert value.grad is not None
+                    found = found * value.grad.abs()
+                parts[place].append(found.flatten(0, -2)[real])
+            model.zero_grad()
+            count += int(parts[next(iter(parts))][-1].shape[0])
+            if count >= tokens:
+                break
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    if not count:
+        raise UserError("there are no rows to look at")
+    return {place: torch.cat(found)[:tokens] for place, found in parts.items()}
+
+
+def _real_rows(inputs: Mapping[str, Tensor]) -> Tensor | slice:
+    """Which rows of the flattened batch are real tokens."""
+    mask = inputs.get("attention_mask")
+    return slice(None) if mask is None or mask.ndim != 2 else mask.bool().flatten()

@@ -1,0 +1,141 @@
+"""LoRA checkpoints that PEFT saved, as the units of a routed model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from turnout.errors import UserError
+from turnout.files import read_json
+from turnout.hosts.attach import BlockView, blocks_of, find_family
+
+NAMES = ("query", "key", "value", "output", "in", "out")
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, eq=False)
+class Lora:
+    """One checkpoint. layers: path of a linear layer in the model -> A (r, in) and B (out, r), the
+    scale multiplied into B."""
+
+    folder: Path
+    rank: int
+    layers: dict[str, tuple[Tensor, Tensor]]
+
+
+def read_lora(folder: str | Path) -> Lora:
+    """Read a folder with adapter_config.json and adapter_model.safetensors. Raises UserError for
+    anything but plain LoRA, and for a file that is cut short."""
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: no adapter_config.json here, so this is no PEFT checkpoint")
+    config: dict[str, Any] = read_json(folder / "adapter_config.json")
+    _check(folder, config)
+    file = folder / "adapter_model.safetensors"
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from None
+    layers: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, a in tensors.items():
+        if not name.endswith(".lora_A.weight"):
+            continue
+        path = name.removesuffix(".lora_A.weight")
+        b = tensors.get(f"{path}.lora_B.weight")
+        if b is None:
+            raise UserError(f"{file}: {name} has no lora_B beside it")
+        rank = a.shape[0]
+        root = rank**0.5 if config.get("use_rslora") else rank
+        layers[path.removeprefix(PREFIX)] = (a.float(), b.float() * config["lora_alpha"] / root)
+    if not layers:
+        raise UserError(f"{file}: holds no lora_A tensors")
+    return Lora(folder, max(a.shape[0] for a, _ in layers.values()), layers)
+
+
+def _check(folder: Path, config: dict[str, Any]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise UserError(
+            f"{folder}: peft_type is {config.get('peft_type')!r}; only LORA can be routed"
+        )
+    for field in ("use_dora", "rank_pattern", "alpha_pattern"):
+        if config.get(field):
+            raise UserError(f"{folder}: {field} is set, which cannot be routed")
+    if config.get("bias", "none") != "none":
+        raise UserError(f"{folder}: trained biases (bias: {config['bias']!r}) cannot be routed")
+
+
+def lora_fields(model: PreTrainedModel, loras: Sequence[Lora]) -> dict[str, Any]:
+    """The fields of a router's config that fit the checkpoints. Raises UserError for one that was
+    made for another host, or adapts layers outside of the blocks."""
+    if not loras:
+        raise UserError("give at least one LoRA checkpoint")
+    views = blocks_of(model, find_family(model))
+    places = {
+        _path(model, view, path): name
+        for view in views
+        for name in NAMES
+        if name not in ("in", "out") or view.stack.neurons is not None
+        for path in view.target(name)
+    }
+    for lora in loras:
+        for path, (a, b) in lora.layers.items():
+            if path not in places:
+                raise UserError(
+                    f"{lora.folder} adapts {path}, which is no linear layer of a block of this "
+                    f"{type(model).__name__}: was it trained for another host?"
+                )
+            weight = model.get_submodule(path).weight
+            if sorted(weight.shape) != sorted((b.shape[0], a.shape[1])):  # type: ignore[arg-type]
+                raise UserError(
+                    f"{lora.folder} was trained for another host: {path} is "
+                    f"{tuple(weight.shape)} here, {(b.shape[0], a.shape[1])} there"
+                )
+    used = {places[path] for lora in loras for path in lora.layers}
+    return {
+        "site": "adapter",
+        "adapters": len(loras),
+        "form": "lora",
+        "rank": max(lora.rank for lora in loras),
+        "scale": 1.0,
+        "targets": [name for name in NAMES if name in used],
+    }
+
+
+@torch.no_grad()
+def fill(model: PreTrainedModel, loras: Sequence[Lora]) -> None:
+    """Copy checkpoints into the units of a model that was routed with ``lora_fields``."""
+    routing: Any = model.turnout
+    for view in blocks_of(model, find_family(model)):
+        name = f"{view.stack.name}_{view.layer}"
+        if name not in routing.units:
+            continue
+        bank = routing.units[name]
+        for target, b_all in bank.b.items():
+            b_all.zero_()
+            paths = {_path(model, view, path): path for n in NAMES for path in _paths(view, n)}
+            full = next(k for k, path in paths.items() if path.replace(".", "_") == target)
+            for unit, lora in enumerate(loras):
+                if full in lora.layers:
+                    a, b = lora.layers[full]
+                    bank.a[target][unit].zero_()[: len(a)] = a.to(b_all.device)
+                    b_all[unit, :, : len(a)] = b.to(b_all.device)
+
+
+def _paths(view: BlockView, name: str) -> list[str]:
+    if name in ("in", "out") and view.stack.neurons is None:
+        return []
+    return view.target(name)
+
+
+def _path(model: PreTrainedModel, view: BlockView, path: str) -> str:
+    """The full path of a layer of a block, as PEFT names it."""
+    base = model.base_model_prefix if model.base_model is not model else ""
+    return ".".join(part for part in (base, view.stack.blocks, str(view.layer), path) if part)

@@ -1,0 +1,155 @@
+"""Wire routers to one block of a host: what `install` does for each."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from transformers import PreTrainedModel
+
+from turnout.execute.adapters import AdapterLeaf
+from turnout.execute.block import RoutedBlock, RoutedEmbeddings
+from turnout.execute.experts import ExpertIn, ExpertOut
+from turnout.execute.handle import BlockHandle
+from turnout.execute.heads import HEAD_ROLES
+from turnout.execute.leaves import ROLES
+from turnout.execute.routing import Routing
+from turnout.execute.scope import Scope, Stream
+from turnout.hosts.attach import BlockView, swap
+from turnout.hosts.linear import matrix_of
+from turnout.route import Site, SiteKind
+from turnout.routers.base import RouterConfig
+from turnout.units.adapters import BottleneckBank, LoraBank
+from turnout.units.experts import first_order, reorder
+
+_PARTS = ("attention", "cross", "ffn")
+
+
+def attach(
+    model: PreTrainedModel,
+    view: BlockView,
+    routing: Routing,
+    sites: dict[str, Site],
+    hidden: bool,
+    watched: dict[tuple[str, int], str],
+) -> None:
+    """Give a block, its leaves and its embeddings their routed classes. sites: of all routers."""
+    keys = {kind: f"{view.stack.name}.{view.layer}.{kind}" for kind in get_args(SiteKind)}
+    mine = {kind: sites[key] for kind, key in keys.items() if key in sites}
+    stream = Stream()
+    scopes = {part: Scope(stream) for part in _PARTS if getattr(view.stack, part)}
+    handle = BlockHandle(
+        routing,
+        view.stack.name,
+        view.layer,
+        view.depth,
+        mine,
+        view.stack.tuple_output,
+        hidden,
+        watched.get((view.stack.name, view.layer)),
+        stream,
+        scopes,
+    )
+    for part in scopes:
+        found = list(view.leaves(part))
+        for leaf, module in found:
+            by_heads = part == "attention" and "head" in mine
+            role = "merge" if by_heads and leaf.path == view.merge else leaf.role
+            swap(module, (HEAD_ROLES if by_heads and role in HEAD_ROLES else ROLES)[role])
+            module.__dict__["_turnout_scope"] = scopes[part]
+            module.__dict__["_turnout_last"] = leaf is found[-1][0]
+            above, _, name = leaf.path.rpartition(".")
+            parent = view.module.get_submodule(above)
+            scopes[part].leaves.append((parent, name, module))
+            if part == "attention" and leaf.role in ("query", "fused"):
+                parent.__dict__["_turnout_attends"] = handle
+    if "head" in mine:
+        _attach_merge(view, scopes["attention"])
+    if "expert" in mine:
+        _attach_experts(view, routing, scopes["ffn"])
+    if "adapter" in mine:
+        _attach_adapters(view, routing, mine["adapter"], handle)
+    swap(view.module, RoutedBlock)
+    view.module.__dict__["_turnout"] = handle
+    if view.layer == 0 and view.stack.embeddings:
+        embeddings = model.base_model.get_submodule(view.stack.embeddings)
+        swap(embeddings, RoutedEmbeddings)
+        embeddings.__dict__["_turnout"] = handle
+
+
+def _attach_merge(view: BlockView, scope: Scope) -> None:
+    """Attention's output projection, where it is a part of a leaf."""
+    module = view.module.get_submodule(view.merge)
+    if "_turnout_scope" in module.__dict__:
+        return
+    swap(module, HEAD_ROLES["merge"])
+    module.__dict__["_turnout_scope"], module.__dict__["_turnout_last"] = scope, False
+    above, _, name = view.merge.rpartition(".")
+    scope.leaves.append((view.module.get_submodule(above), name, module))
+
+
+def split(view: BlockView, routing: Routing, sites: dict[str, Site]) -> None:
+    """Put the neurons of a block in the order of its experts."""
+    place = f"{view.stack.name}.{view.layer}"
+    if (site := sites.get(f"{place}.expert")) is not None:
+        config = routing.config_of(site)
+        order = first_order(view, config.experts, config.split)
+        reorder(view, order)
+        routing.orders[place].copy_(order)
+
+
+def _attach_experts(view: BlockView, routing: Routing, scope: Scope) -> None:
+    """The linear layers of the ffn, their neurons in the order of the experts."""
+    device = next(view.module.parameters()).device
+    count = torch.arange(view.neuron_count(), device=device)
+    routing.keep_order(f"{view.stack.name}.{view.layer}", count)
+    into, out = view.neurons()
+    for (path, module), mixin in [*((found, ExpertIn) for found in into), (out, ExpertOut)]:
+        swap(module, mixin)
+        module.__dict__["_turnout_scope"] = scope
+        module.__dict__.setdefault("_turnout_last", False)
+        module.__dict__["_turnout_halves"] = view.halves if mixin is ExpertIn else 1
+        above, _, name = path.rpartition(".")
+        scope.leaves.append((view.module.get_submodule(above), name, module))
+
+
+def new_bank(view: BlockView, config: RouterConfig) -> LoraBank | BottleneckBank:
+    """Fresh adapters of a block, as a router's config wants them."""
+    if config.form == "bottleneck":
+        weight, _ = matrix_of(view.neurons()[1][1])
+        return BottleneckBank(config.adapters, config.rank, weight.shape[0])
+    shapes = {}
+    for path in _targets(view, config):
+        weight, _ = matrix_of(view.module.get_submodule(path))
+        shapes[path.replace(".", "_")] = (weight.shape[1], weight.shape[0])
+    return LoraBank(config.adapters, config.rank, config.scale, shapes)
+
+
+def _targets(view: BlockView, config: RouterConfig) -> list[str]:
+    """Paths of the linear layers that get LoRA units, each once."""
+    return list(dict.fromkeys(path for name in config.targets for path in view.target(name)))
+
+
+def _attach_adapters(view: BlockView, routing: Routing, site: Site, handle: BlockHandle) -> None:
+    """Adapters beside the target layers of a block, or after it."""
+    config = routing.config_of(site)
+    bank = new_bank(view, config).to(next(view.module.parameters()).device)
+    routing.units[f"{view.stack.name}_{view.layer}"] = bank
+    if isinstance(bank, BottleneckBank):
+        handle.bottleneck = bank
+        return
+    for path in _targets(view, config):
+        module = view.module.get_submodule(path)
+        part = "ffn" if path in _ffn_paths(view) else "attention"
+        scope, name = handle.scopes[part], path.replace(".", "_")
+        swap(module, AdapterLeaf)
+        module.__dict__.setdefault("_turnout_scope", scope)
+        module.__dict__.setdefault("_turnout_last", False)
+        module.__dict__["_turnout_adapters"] = (scope, bank, name)
+        above, _, last = path.rpartition(".")
+        scope.leaves.append((view.module.get_submodule(above), last, module))
+
+
+def _ffn_paths(view: BlockView) -> set[str]:
+    into, (out, _) = view.neurons()
+    return {out, *(path for path, _ in into)}

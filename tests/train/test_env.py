@@ -1,0 +1,91 @@
+"""The environment pays what the routers' own reward is, and an outside agent learns in it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hosts_table import BY_NAME
+from tiny import stacked
+
+import turnout
+from turnout import UserError
+
+gymnasium = pytest.importorskip("gymnasium")
+from gymnasium.utils.env_checker import check_env  # noqa: E402
+
+from turnout.train.env import RoutingEnv  # noqa: E402
+
+ROWS = [
+    {"input_ids": [3 + n, 9, 4, 40 - n], "attention_mask": [1] * 4, "labels": n % 3}
+    for n in range(6)
+]
+
+
+def environment(**more: Any) -> RoutingEnv:
+    model = turnout.install(BY_NAME["bert"].build(), [{"kind": "policy", "price": 0.3}])
+    return RoutingEnv(model, ROWS, stacked, price=0.3, **more)
+
+
+def test_it_is_an_environment() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the checker, about spaces without bounds
+        check_env(environment(), skip_render_check=True)
+
+
+@pytest.mark.parametrize("route", [(1, 1, 1), (1, 0, 1), (0, 0, 0)])
+def test_the_reward_is_that_of_the_policy(route: tuple[int, ...]) -> None:
+    env = environment()
+    _, info = env.reset(options={"row": 4})
+    assert info == {"row": 4}
+    total = 0.0
+    for action in route:
+        _, reward, ended, _, info = env.step(action)
+        total += reward
+    assert ended and info["route"] == list(route)
+    assert info["share"] == pytest.approx(sum(route) / 3)
+
+    (router,) = env.model.turnout.all_routers()
+    router.decide = lambda site, hidden, flow: turnout.Route(
+        site, torch.full((len(hidden), 1, 1), float(route[site.layer]))
+    )
+    batch = stacked([ROWS[4]])
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        logits = env.model(**batch)["logits"]
+    flow = env.model.turnout.current_flow()
+    assert total == pytest.approx(float(router.reward(flow, logits, labels)), rel=1e-4)
+
+
+def test_rows_come_in_their_order_when_asked() -> None:
+    env = environment(shuffle=False)
+    assert [env.reset()[1]["row"] for _ in range(8)] == [0, 1, 2, 3, 4, 5, 0, 1]
+
+
+def test_stable_baselines_learns_to_save_work() -> None:
+    agents = pytest.importorskip("stable_baselines3")
+    env = environment()
+    env.price = 5.0  # nothing is worth that
+    agent = agents.PPO("MlpPolicy", env, n_steps=96, batch_size=48, seed=0, learning_rate=3e-3)
+    agent.learn(1500)
+    spent = []
+    for row in range(6):
+        seen, _ = env.reset(options={"row": row})
+        ended = False
+        while not ended:
+            action, _ = agent.predict(seen, deterministic=True)
+            seen, _, ended, _, info = env.step(int(action))
+        spent.append(info["share"])
+    assert np.mean(spent) < 0.2
+
+
+def test_what_has_no_decisions_is_refused() -> None:
+    model = BY_NAME["bert"].build()
+    with pytest.raises(UserError, match="one router at site layer"):
+        RoutingEnv(model, ROWS, stacked)
+    turnout.install(model, ["policy"])
+    with pytest.raises(UserError, match="at least one labelled row"):
+        RoutingEnv(model, [], stacked)

@@ -1,0 +1,118 @@
+"""Updates from feedback: they learn, they stay in bounds, and what harms is taken back."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hosts_table import BY_NAME
+from torch import Tensor
+
+import turnout
+from turnout import UserError
+from turnout.objectives.divergence import bernoulli_kl
+from turnout.train.online import OnlinePolicy
+
+INPUTS = {key: value.repeat(8, 1) for key, value in BY_NAME["bert"].inputs("none").items()}
+INPUTS["input_ids"][:, 1] = torch.arange(3, 27)
+
+
+def policy() -> Any:
+    return turnout.install(BY_NAME["bert"].build(), [{"kind": "policy", "open": 0.5}])
+
+
+def run_share(model: Any) -> float:
+    """Mean probability to run: the trusted reward of these tests."""
+    with torch.no_grad(), turnout.trace() as trace:
+        model(**INPUTS)
+    scores = [route.score_BTU for route in trace.values()]
+    return float(torch.stack([score.mean() for score in scores if score is not None]).mean())
+
+
+def one_pass(model: Any, online: OnlinePolicy, sign: float = 1.0) -> dict[str, Any]:
+    """Feedback that likes (or, with sign -1, dislikes) blocks that run."""
+    with torch.no_grad(), online.explore(), turnout.trace() as trace:
+        model(**INPUTS)
+    reward = torch.stack([route.weight_BTU[:, 0, 0] for route in trace.values()], 1).mean(1)
+    return online.update(model.turnout.current_flow(), sign * reward)
+
+
+def test_feedback_is_learned_from(tmp_path: Path) -> None:
+    model = policy()
+    before = run_share(model)
+    online = OnlinePolicy(
+        model, trust=0.2, guard=lambda: run_share(model), check_every=5, log=tmp_path / "log.jsonl"
+    )
+    torch.manual_seed(0)
+    for _ in range(40):
+        one_pass(model, online)
+    assert run_share(model) > before + 0.1
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(entries) == 40 and [e for e in entries if "trusted" in e] == entries[4::5]
+
+
+def test_the_policy_stays_in_its_trust_region() -> None:
+    model = policy()
+    (router,) = model.turnout.all_routers()
+    states = torch.randn(50, 3, 32)
+
+    def logits() -> Tensor:
+        return torch.cat([router.logit(p, states[:, p]) for p in range(3)], 1).detach()
+
+    first = logits()
+    online = OnlinePolicy(model, rate=0.5, trust=0.01)
+    torch.manual_seed(0)
+    entries = [one_pass(model, online) for _ in range(20)]
+    assert max(entry["divergence"] for entry in entries) <= 0.01 + 1e-6
+    assert any(entry["halvings"] for entry in entries)
+    assert float(bernoulli_kl(logits(), first)) < 0.1
+
+
+def test_negated_feedback_is_rolled_back_and_then_ignored() -> None:
+    model = policy()
+    before = deepcopy(model.turnout.state_dict())
+    online = OnlinePolicy(
+        model, trust=0.5, guard=lambda: run_share(model), check_every=5, margin=0.01, strikes=2
+    )
+    torch.manual_seed(0)
+    entries = [one_pass(model, online, sign=-1.0) for _ in range(15)]
+    checks = [entry for entry in entries if "trusted" in entry]
+    assert [check["rolled_back"] for check in checks] == [True, True]
+    assert online.stopped and entries[-1]["event"] == "ignored"
+    after = model.turnout.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_feedback_that_makes_no_sense_changes_nothing() -> None:
+    model = policy()
+    before = deepcopy(model.turnout.state_dict())
+    online = OnlinePolicy(model)
+    with torch.no_grad(), online.explore():
+        model(**INPUTS)
+    flow = model.turnout.current_flow()
+    for reward, message in (
+        (torch.full((24,), torch.nan), "NaN or infinite"),
+        (torch.zeros(3), r"one a sequence, \(24,\); got \(3,\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            online.update(flow, reward)
+    with torch.no_grad():
+        model(**INPUTS)
+    with pytest.raises(UserError, match=r"not drawn: make the pass inside of explore"):
+        online.update(model.turnout.current_flow(), torch.zeros(24))
+    after = model.turnout.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    with pytest.raises(UserError, match="of kind policy"):
+        OnlinePolicy(turnout.install(BY_NAME["bert"].build(), ["gate"]))
+
+
+def test_divergence_is_zero_only_for_equal_policies() -> None:
+    one, other = torch.tensor([0.5, -2.0]), torch.tensor([0.5, 1.0])
+    assert float(bernoulli_kl(one, one)) == 0.0 and float(bernoulli_kl(one, other)) > 0
+    p, q = one.sigmoid(), other.sigmoid()
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    torch.testing.assert_close(bernoulli_kl(one, other), expected)

@@ -1,0 +1,91 @@
+"""PEFT's LoRA checkpoints as units."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from hosts_table import BY_NAME
+
+import turnout
+from turnout import UserError
+from turnout.files import read_json, write_json
+
+TARGETS = {
+    "bert": ["query", "value", "intermediate.dense"],
+    "llama": ["q_proj", "v_proj", "o_proj", "down_proj"],
+    "gpt2": ["c_attn"],
+}
+
+
+def checkpoint(name: str, folder: Path, seed: int, rank: int = 3) -> Any:
+    """A LoRA checkpoint with weights that matter; returns the model with the adapter on."""
+    config = peft.LoraConfig(r=rank, lora_alpha=5, target_modules=TARGETS[name])
+    model = peft.get_peft_model(BY_NAME[name].build(), config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+def test_each_unit_is_its_checkpoint(name: str, tmp_path: Path) -> None:
+    inputs = BY_NAME[name].inputs("none")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    with torch.no_grad():
+        expected = [
+            checkpoint(name, folder, seed, rank)(**inputs)["logits"]
+            for folder, seed, rank in zip(folders, (1, 2), (3, 2), strict=True)
+        ]
+        model = turnout.install_lora(BY_NAME[name].build(), folders, {"kind": "cluster"})
+        (router,) = model.turnout.all_routers()
+        for unit, wanted in enumerate(expected):
+            router.weight_BU = lambda pooled, u=unit: torch.eye(2)[u].expand(len(pooled), 2)
+            found = model(**inputs)["logits"]
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_router_over_checkpoints_is_saved_with_them(tmp_path: Path) -> None:
+    inputs = BY_NAME["bert"].inputs()
+    for seed in (1, 2):
+        checkpoint("bert", tmp_path / str(seed), seed)
+    model = turnout.install_lora(
+        BY_NAME["bert"].build(),
+        [tmp_path / "1", tmp_path / "2"],
+        {"kind": "gate", "modulate": True},
+    )
+    with torch.no_grad():
+        before = model(**inputs)["logits"]
+        model.save_pretrained(tmp_path / "routed")
+        again = turnout.load(tmp_path / "routed")
+        assert torch.equal(again(**inputs)["logits"], before)
+
+
+def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:
+    checkpoint("bert", tmp_path / "bert", 0)
+    bert, llama = BY_NAME["bert"].build(), BY_NAME["llama"].build()
+    with pytest.raises(UserError, match="trained for another host"):
+        turnout.install_lora(llama, [tmp_path / "bert"])
+    with pytest.raises(UserError, match=r"no adapter_config.json here"):
+        turnout.install_lora(bert, [tmp_path])
+    config = read_json(tmp_path / "bert" / "adapter_config.json")
+    for field, value, message in (
+        ("peft_type", "PREFIX_TUNING", "only LORA"),
+        ("use_dora", True, "use_dora is set"),
+        ("bias", "all", "trained biases"),
+    ):
+        write_json(tmp_path / "bert" / "adapter_config.json", {**config, field: value})
+        with pytest.raises(UserError, match=message):
+            turnout.install_lora(bert, [tmp_path / "bert"])
+    write_json(tmp_path / "bert" / "adapter_config.json", config)
+    file = tmp_path / "bert" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UserError, match="cannot be read"):
+        turnout.install_lora(bert, [tmp_path / "bert"])
+    assert not hasattr(bert, "turnout") and not hasattr(llama, "turnout")
