@@ -139,7 +139,7 @@ def _measure(
         recipe.measure,
         name=recipe.model,
         notes=(
-            "Each routed model and each cut model starts from the same dense host and is trained on "
+            "Each routed model and each cut model starts from the same dense host and is trained "
             "for as many steps, on the same data, with the same objectives and teacher.",
         ),
         progress=progress,

@@ -150,7 +150,8 @@ def _check_units(routing: Routing, watched: dict[tuple[str, int], str]) -> None:
     for place, kinds in by_place.items():
         if {"ffn", "expert"} <= set(kinds):
             raise UserError(
-                f"experts of {place[0]}.{place[1]} are routed: give that block's ffn no other router"
+                f"experts of {place[0]}.{place[1]} are routed: give that block's ffn no other "
+                "router"
             )
         if "head" not in kinds:
             continue

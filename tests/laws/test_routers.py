@@ -39,7 +39,7 @@ def table() -> dict[str, Spec]:
         )
     for grain in GRAINS:
         rows[f"gate-recurrent-{grain}"] = dict(
-            kind="gate", granularity=grain, shape="recurrent", hidden=8, open=0.3
+            kind="gate", granularity=grain, shape="recurrent", hidden=32, open=0.0
         )
         rows[f"gate-expert-{grain}"] = dict(
             kind="gate", site="expert", experts=4, granularity=grain, open=0.3
@@ -108,6 +108,13 @@ alone = pytest.mark.parametrize(
     "spec",
     [spec for spec in ROUTERS_.values() if spec.get("granularity") != "batch"],
     ids=[name for name, spec in ROUTERS_.items() if spec.get("granularity") != "batch"],
+)
+
+
+with_dial = pytest.mark.parametrize(
+    "spec",
+    [spec for spec in ROUTERS_.values() if spec["kind"] != "cluster"],
+    ids=[name for name, spec in ROUTERS_.items() if spec["kind"] != "cluster"],
 )
 
 
@@ -286,7 +293,7 @@ def test_gradient_reaches_every_parameter(spec: Spec) -> None:
     if not (router.host.per_token or spec["kind"] == "exit"):
         given += list(router.losses(flow, torch.zeros(6, 3), labels, None).values())
     parts = [value.float().square().sum() for value in given if value.requires_grad]
-    own = dict(model.turnout.named_parameters())
+    own = dict(router.named_parameters())
     assert bool(parts) == bool(own)
     if not parts:
         return
@@ -295,7 +302,7 @@ def test_gradient_reaches_every_parameter(spec: Spec) -> None:
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-@all_routers
+@with_dial
 def test_share_falls_with_the_budget(spec: Spec) -> None:
     """On average over draws; what is skipped changes the state that later routers see, so some
     slack is left. A random router reads a budget of 1 as: its own rate, whatever that is."""
@@ -337,14 +344,21 @@ def test_random_routers_spend_the_budget(spec: Spec, budget: float) -> None:
 
 def dense_at_one(spec: Spec) -> bool:
     """Random routers read a budget of 1 as their own rate, and some weigh what they keep."""
+    if spec["kind"] == "cluster" or spec.get("site") == "adapter":
+        return False
     weighs = spec.get("combine") or spec.get("modulate") or spec.get("capacity")
     return not spec["kind"].startswith("random") and not weighs
 
 
 @pytest.mark.parametrize("name", [n for n, s in ROUTERS_.items() if dense_at_one(s)])
 def test_budget_one_is_the_dense_host(name: str) -> None:
-    model = routed(ROUTERS_[name])
+    spec = ROUTERS_[name]
+    model = routed(spec)
     with torch.no_grad():
         out = model(**batch()).logits
         turnout.uninstall(model)
-        assert torch.equal(out, model(**batch()).logits)
+        plain = model(**batch()).logits
+    if spec.get("site") == "expert":  # its neurons stand in another order
+        torch.testing.assert_close(out, plain)
+    else:
+        assert torch.equal(out, plain)

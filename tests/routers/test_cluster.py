@@ -15,7 +15,6 @@ from turnout import UserError
 from turnout.routers.cluster import balanced_labels, best_count
 
 HOST = BY_NAME["bert"]
-METHODS = ("k-means", "balanced", "mixture")
 
 
 def rows(count: int = 120, spread: float = 0.1, width: int = 32) -> tuple[np.ndarray, np.ndarray]:
@@ -53,9 +52,9 @@ def test_balanced_clusters_have_one_size() -> None:
     assert sorted(np.bincount(labels).tolist()) == [40, 40, 41]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_an_input_between_clusters_is_served_by_both(method: str) -> None:
-    found, _ = rows()
+@pytest.mark.parametrize("method, spread", [("k-means", 0.1), ("mixture", 2.0)])
+def test_an_input_between_clusters_is_served_by_both(method: str, spread: float) -> None:
+    found, _ = rows(spread=spread)
     made = router(method=method, top=2, temperature=5.0)
     made.fit(found)
     centre = made.centre.float()

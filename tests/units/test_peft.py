@@ -14,6 +14,7 @@ import turnout
 from turnout import UserError
 from turnout.files import read_json, write_json
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 TARGETS = {
     "bert": ["query", "value", "intermediate.dense"],
     "llama": ["q_proj", "v_proj", "o_proj", "down_proj"],

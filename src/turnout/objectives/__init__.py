@@ -24,7 +24,8 @@ class ObjectivesConfig(BaseModel):
     task: the host's own loss. distill: answers of the dense host. hidden: last hidden states of
     the dense host (runs it in each step). budget: distance from the work budget, for routers that
     learn when to skip. balance: use units alike. exits: heads of an exit router.
-    score_function: a learned jump distribution. policy: routers that learn from a reward. z: small logits of gates.
+    score_function: a learned jump distribution. policy: routers that learn from a reward. z: small
+    logits of gates.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

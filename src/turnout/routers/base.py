@@ -86,9 +86,10 @@ class Router(nn.Module, ABC):
     descending; empty = not calibrated, or a router whose dial needs none. scored: routes come
     from comparing a score with a threshold. learns_budget: training pulls its share of the work to
     the budget; others learn what to keep at any share. weighs: units that run have weights other
-    than 1. fits: must see embedded training rows before it can route. watch: the attention that it must see of the block before each site: that of the class
-    token, or of all; None = none. ceiling: the largest score there can be. token_memory: names in
-    ``flow.memory`` whose second dimension is T. done: part of the training that is over, 0..1.
+    than 1. fits: must see embedded training rows before it can route. watch: the attention that it
+    must see of the block before each site: that of the class token, or of all; None = none.
+    ceiling: the largest score there can be. token_memory: names in ``flow.memory`` whose second
+    dimension is T. done: part of the training that is over, 0..1.
     """
 
     Config: ClassVar[type[RouterConfig]]

@@ -39,7 +39,7 @@ class DepthCell(nn.Module):
         self.bias = nn.Parameter(torch.zeros(3 * hidden))
 
     def forward(self, state: Tensor, before: Tensor | None) -> Tensor:
-        """State (..., D) and memory (..., H), None at the first layer, to the new memory (..., H)."""
+        """State (..., D) and memory (..., H), None at first, to the new memory (..., H)."""
         with torch.autocast(state.device.type, enabled=False):
             scaled = F.layer_norm(state.float(), state.shape[-1:])
             read = F.linear(scaled, self.read.float(), self.bias.float())

@@ -11,12 +11,14 @@ baseline.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -51,7 +53,9 @@ def clustered_order(features_FK: Tensor, experts: int, seed: int = 0) -> Tensor:
     by their second choice, to the nearest centre that has room.
     """
     features = torch.nn.functional.normalize(features_FK.float(), dim=1).cpu().numpy()
-    centres = KMeans(experts, n_init=1, random_state=seed).fit(features).cluster_centers_
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # some neurons may be the same
+        centres = KMeans(experts, n_init=1, random_state=seed).fit(features).cluster_centers_
     chosen = balanced_labels(features, centres)
     order = np.argsort(chosen, kind="stable")
     return torch.from_numpy(order)
@@ -93,7 +97,8 @@ def split_by_data(
 
     how: ``coactivation`` looks at the neurons' activations on up to so many ``tokens``, and
     ``importance`` at |activation x gradient of the loss| (batches need labels). sites: None = all.
-    The model computes the same as before, but for rounding. Raises UserError for a model without experts, or no data.
+    The model computes the same as before, but for rounding. Raises UserError for a model without
+    experts, or no data.
     """
     routing: Any = getattr(model, "turnout", None)
     wanted = () if routing is None else routing.sites if sites is None else sites
