@@ -129,7 +129,7 @@ MISTAKES = {
     ),
     "unknown kind": (
         ("kind: gate", "kind: gates"),
-        "/recipe.yaml:7: routers.1.kind: found 'gates'; did you mean 'gate'? allowed: exit, gate, ",
+        "/recipe.yaml:7: routers.1.kind: found 'gates'; did you mean 'gate'? allowed: attention, ",
     ),
     "no kind": (
         ("  kind: classification\n", ""),

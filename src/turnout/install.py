@@ -117,7 +117,8 @@ def uninstall(model: PreTrainedModel) -> PreTrainedModel:
     if attention is not None:
         model.set_attn_implementation(attention)
     for view in blocks_of(model, find_family(model)):
-        order = model.turnout.orders.get(f"{view.stack.name}.{view.layer}")
+        routing: Any = model.turnout
+        order = routing.orders.get(f"{view.stack.name}.{view.layer}")
         if order is not None:
             reorder(view, order.argsort())
     for module in model.modules():

@@ -20,7 +20,9 @@ GATE = {"kind": "gate", "open": 0.5}
 def ready(host: Host, *routers: Any) -> PreTrainedModel:
     """A routed host in training, without a cache: checkpointing switches caches off."""
     model = turnout.install(host.build(), routers).train()
-    model.config.use_cache = False
+    for module in model.modules():  # T5's decoder has a config of its own
+        if isinstance(module, PreTrainedModel):
+            module.config.use_cache = False
     return model
 
 
@@ -39,7 +41,7 @@ def step(
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
-@pytest.mark.parametrize("site", ["layer", "attention", "ffn"])
+@pytest.mark.parametrize("site", ["layer", "attention", "ffn", "head", "expert"])
 def test_same_routes_losses_and_gradients(host: Host, site: str, granularity: str) -> None:
     model = ready(host, dict(GATE, site=site, granularity=granularity))
     routes, loss, grads = step(model, host.inputs())

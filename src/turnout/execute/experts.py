@@ -122,4 +122,4 @@ class ExpertOut(ExpertLeaf):
         if scope.index_N is not None and isinstance(self, CloseLeaf):
             assert scope.like_BTD is not None
             return scatter(out_RD, scope.index_N, scope.like_BTD)
-        return out_RD.view(*plan.leading, -1)
+        return out_RD.view(*plan.leading, out_RD.shape[-1])

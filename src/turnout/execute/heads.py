@@ -134,7 +134,9 @@ class HeadPlan:
             if not len(units):
                 continue
             at = self.columns(units, heads)
-            more = {} if bias is None else {"position_bias": _pick(bias, rows, at, batch, heads)}
+            more: dict[str, Any] = (
+                {} if bias is None else {"position_bias": _pick(bias, rows, at, batch, heads)}
+            )
             found, _ = sdpa_attention_forward(
                 module,
                 _pick(query_BHTD, rows, at, batch, heads),

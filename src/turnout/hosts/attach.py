@@ -153,7 +153,8 @@ def blocks_of(model: PreTrainedModel, family: Family) -> list[BlockView]:
 
 def _heads(model: PreTrainedModel, stack: Stack) -> tuple[int, int]:
     """Query heads, and key and value heads, of a stack."""
-    config = model.base_model.config.get_text_config()
+    base: Any = model.base_model
+    config = base.config.get_text_config()
     heads = int(getattr(config, stack.heads))
     return heads, int(getattr(config, "num_key_value_heads", None) or heads)
 

@@ -133,7 +133,7 @@ class ClusterRouter(Router):
 
     def _fit_means(self, pooled_ND: np.ndarray) -> np.ndarray:
         config = self.config
-        cls = MiniBatchKMeans if len(pooled_ND) > MANY else KMeans
+        cls: Any = MiniBatchKMeans if len(pooled_ND) > MANY else KMeans
         found = cls(self.count, n_init=4, random_state=config.seed).fit(pooled_ND)
         centre, labels = found.cluster_centers_, found.labels_
         if config.method == "balanced":
@@ -148,7 +148,7 @@ class ClusterRouter(Router):
 
     def _fit_mixture(self, pooled_ND: np.ndarray) -> np.ndarray:
         """Diagonal Gaussians: the softmax of our negative distances is the posterior."""
-        found = GaussianMixture(
+        found: Any = GaussianMixture(
             self.count, covariance_type="diag", reg_covar=1e-3, random_state=self.config.seed
         ).fit(pooled_ND.astype(np.float64))
         precision = found.precisions_

@@ -102,9 +102,9 @@ class RoutedTrainer(Trainer):
         parts = self._parts(model, inputs, outputs, teacher_logits)
         if hidden:
             parts["hidden"] = self._hidden(inputs, outputs)
-        loss = torch.stack(
-            [getattr(self.weights, name) * value.float() for name, value in parts.items()]
-        ).sum()
+        weights = {name: getattr(self.weights, name) for name in parts}
+        parts = {name: value for name, value in parts.items() if name == "task" or weights[name]}
+        loss = torch.stack([weights[name] * value.float() for name, value in parts.items()]).sum()
         for name, value in parts.items():
             self._meters[f"loss_{name}"].append(value.detach())
         first = inputs.get("attention_mask", next(iter(inputs.values())))

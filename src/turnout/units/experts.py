@@ -55,7 +55,8 @@ def clustered_order(features_FK: Tensor, experts: int, seed: int = 0) -> Tensor:
     features = torch.nn.functional.normalize(features_FK.float(), dim=1).cpu().numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # some neurons may be the same
-        centres = KMeans(experts, n_init=1, random_state=seed).fit(features).cluster_centers_
+        means: Any = KMeans(experts, n_init=1, random_state=seed)  # type: ignore[arg-type]
+        centres = means.fit(features).cluster_centers_
     chosen = balanced_labels(features, centres)
     order = np.argsort(chosen, kind="stable")
     return torch.from_numpy(order)
@@ -103,7 +104,7 @@ def split_by_data(
     routing: Any = getattr(model, "turnout", None)
     wanted = () if routing is None else routing.sites if sites is None else sites
     by_place = {f"{s.stack}.{s.layer}": s for s in wanted if s.kind == "expert"}
-    if not by_place:
+    if routing is None or not by_place:
         raise UserError("split_by_data needs a model with a router at site expert")
     views = {f"{v.stack.name}.{v.layer}": v for v in blocks_of(model, find_family(model))}
     orders = routing.orders

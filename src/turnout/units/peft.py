@@ -92,8 +92,8 @@ def lora_fields(model: PreTrainedModel, loras: Sequence[Lora]) -> dict[str, Any]
                     f"{lora.folder} adapts {path}, which is no linear layer of a block of this "
                     f"{type(model).__name__}: was it trained for another host?"
                 )
-            weight = model.get_submodule(path).weight
-            if sorted(weight.shape) != sorted((b.shape[0], a.shape[1])):  # type: ignore[arg-type]
+            weight: Any = model.get_submodule(path).weight
+            if sorted(weight.shape) != sorted((b.shape[0], a.shape[1])):
                 raise UserError(
                     f"{lora.folder} was trained for another host: {path} is "
                     f"{tuple(weight.shape)} here, {(b.shape[0], a.shape[1])} there"
