@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from torch import Tensor
@@ -30,6 +31,8 @@ COMMON: dict[str, Any] = dict(
     initializer_range=0.2,
 )
 GROUPED: dict[str, Any] = dict(COMMON, num_key_value_heads=2)
+# the eager way computes in float64 too
+MIXTURE: dict[str, Any] = dict(GROUPED, num_experts_per_tok=2, experts_implementation="eager")
 SEQ2SEQ: dict[str, Any] = dict(
     vocab_size=VOCAB,
     d_model=WIDTH,
@@ -53,6 +56,7 @@ class Host:
     """One line of the table: the model's class, its config, and what it reads.
 
     reads: text, pairs (encoder and decoder), image or speech. stacks: names of its block lists.
+    heads: can its heads be routed.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Host:
     config: Callable[[], Any]
     reads: str = "text"
     stacks: tuple[str, ...] = ("encoder",)
+    heads: bool = True
 
     def build(self, attention: str = "sdpa") -> hf.PreTrainedModel:
         """A fresh copy in eval mode: the same weights each time."""
@@ -68,6 +73,11 @@ class Host:
     def inputs(self, padding: str = "right") -> dict[str, Tensor]:
         """A batch of three; the middle sequence is shorter. padding: right, left or none."""
         return make_inputs(self.reads, padding)
+
+    def has(self, *sites: str) -> None:
+        """Skip the test for what this host cannot be routed at."""
+        if "head" in sites and not self.heads:
+            pytest.skip("the heads of this host depend on each other")
 
     @property
     def causal(self) -> bool:
@@ -132,6 +142,27 @@ HOSTS = (
             bos_token_id=1, eos_token_id=2, initializer_range=0.2,
         ),
         stacks=DECODER,
+    ),
+    Host(
+        "mixtral",
+        "MixtralForCausalLM",
+        lambda: hf.MixtralConfig(**MIXTURE, num_local_experts=4),
+        stacks=DECODER,
+    ),
+    Host(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        lambda: hf.Qwen3MoeConfig(
+            **MIXTURE, head_dim=8, num_experts=4, moe_intermediate_size=24,
+        ),
+        stacks=DECODER,
+    ),
+    Host(
+        "olmoe",
+        "OlmoeForCausalLM",
+        lambda: hf.OlmoeConfig(**MIXTURE, num_experts=4),
+        stacks=DECODER,
+        heads=False,
     ),
     Host("phi", "PhiForCausalLM", lambda: hf.PhiConfig(**COMMON), stacks=DECODER),
     Host(

@@ -19,7 +19,7 @@ def own_costs(sites: Iterable[Site]) -> dict[str, UnitCost]:
     for site in sites:
         above = _layer_of(site)
         if site.kind not in ("layer", "adapter") and above in found:
-            found[above] = found[above] - site.cost * site.units
+            found[above] = found[above] - site.whole
     return found
 
 
@@ -60,7 +60,7 @@ def route_flops_B(route: Route, valid_BT: Tensor, entered: bool | Tensor = False
 def dense_flops_B(site: Site, valid_BT: Tensor) -> Tensor:
     """Work of a site when everything runs, in FLOPs, shape (B,)."""
     length_B = valid_BT.sum(1).to(torch.get_default_dtype())
-    return site.units * (site.cost.row * length_B + site.cost.pair * length_B**2)
+    return site.whole.row * length_B + site.whole.pair * length_B**2
 
 
 def trace_flops(trace: Trace) -> Tensor:

@@ -51,7 +51,7 @@ def inspect_model(name: str) -> Group:
         site_of(view, kind)
         for view in blocks_of(model, family)
         for kind in KINDS
-        if kind in ("layer", "head") or getattr(view.stack, kind)
+        if kind == "layer" or (view.heads if kind == "head" else getattr(view.stack, kind))
     ]
     facts = _facts(
         {

@@ -16,16 +16,14 @@ from turnout.hosts.attach import BlockView, blocks_of, find_family, price, resto
 from turnout.hosts.linear import matrix_of
 from turnout.route import Site, UnitCost
 from turnout.routers import ROUTERS, AnyRouterConfig, HostShape, Router, RouterConfig
-from turnout.units.experts import check_split, reorder
+from turnout.units.experts import check_own, check_split, reorder
 from turnout.units.peft import fill, lora_fields, read_lora
 from turnout.wiring import attach, new_bank, split
 
 RouterSpec = RouterConfig | dict[str, Any] | str
 _adapter: TypeAdapter[Any] = TypeAdapter(AnyRouterConfig)
-_MARKS = (
-    "_turnout",
-    *(f"_turnout_{name}" for name in "scope last attends halves adapters".split()),
-)
+_OWN = "scope last attends halves adapters handle".split()
+_MARKS = ("_turnout", *(f"_turnout_{name}" for name in _OWN))
 
 
 def parse_router(spec: RouterSpec) -> RouterConfig:
@@ -220,8 +218,16 @@ def _build(
 
 
 def _site(view: BlockView, config: RouterConfig, hidden: bool) -> Site:
+    if config.site == "expert" and (own := view.own_experts) is not None:
+        cost = UnitCost(row=2.0 * sum(p[0].numel() for p in own.parameters()))
+        return site_of(view, "expert", units=own.num_experts, cost=cost, together=view.top)
     if config.site == "expert":
         return site_of(view, "expert", units=config.experts)
+    if config.site == "head" and not view.heads:
+        raise UserError(
+            "heads of this host cannot be routed one by one: its record says that they depend on "
+            "each other (docs/hosts.md)"
+        )
     if config.site == "adapter":
         cost = UnitCost(row=new_bank(view, config).flops())
         return site_of(view, "adapter", units=config.adapters, cost=cost)
@@ -231,7 +237,9 @@ def _site(view: BlockView, config: RouterConfig, hidden: bool) -> Site:
 def _check_experts(config: RouterConfig, sites: Sequence[Site], views: Sequence[BlockView]) -> None:
     served = {(site.stack, site.layer) for site in sites}
     for view in views:
-        if (view.stack.name, view.layer) in served:
+        if (view.stack.name, view.layer) in served and view.own_experts is not None:
+            check_own(view.own_experts)
+        elif (view.stack.name, view.layer) in served:
             where = f"the ffn of {view.stack.name}.{view.layer}"
             check_split(view.neuron_count(), config.experts, where)
             for _, module in view.neurons()[0]:

@@ -53,7 +53,8 @@ class Site:
     """A place in a host model where a choice exists.
 
     key: unique name such as ``encoder.3.ffn``. layer: index of the block within its stack.
-    depth: number of blocks in that stack. units: how many units can run here.
+    depth: number of blocks in that stack. units: how many units can run here. together: how many of
+    them a token runs when nothing is skipped (experts of a host that chooses some itself); 0 = all.
     """
 
     key: str
@@ -63,6 +64,12 @@ class Site:
     depth: int
     units: int
     cost: UnitCost
+    together: int = 0
+
+    @property
+    def whole(self) -> UnitCost:
+        """The work of the site when nothing is skipped."""
+        return self.cost * (self.together or self.units)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from turnout.execute.experts import ExpertIn, ExpertOut
 from turnout.execute.handle import BlockHandle
 from turnout.execute.heads import HEAD_ROLES
 from turnout.execute.leaves import ROLES
+from turnout.execute.moe import OwnExperts
 from turnout.execute.routing import Routing
 from turnout.execute.scope import Scope, Stream
 from turnout.hosts.attach import BlockView, swap
@@ -65,8 +66,10 @@ def attach(
                 parent.__dict__["_turnout_attends"] = handle
     if "head" in mine:
         _attach_merge(view, scopes["attention"])
-    if "expert" in mine:
+    if "expert" in mine and view.own_experts is None:
         _attach_experts(view, routing, scopes["ffn"])
+    elif "expert" in mine:
+        _attach_own_experts(view, handle)
     if "adapter" in mine:
         _attach_adapters(view, routing, mine["adapter"], handle)
     swap(view.module, RoutedBlock)
@@ -91,7 +94,8 @@ def _attach_merge(view: BlockView, scope: Scope) -> None:
 def split(view: BlockView, routing: Routing, sites: dict[str, Site]) -> None:
     """Put the neurons of a block in the order of its experts."""
     place = f"{view.stack.name}.{view.layer}"
-    if (site := sites.get(f"{place}.expert")) is not None:
+    site = sites.get(f"{place}.expert")
+    if site is not None and view.own_experts is None:
         config = routing.config_of(site)
         order = first_order(view, config.experts, config.split)
         reorder(view, order)
@@ -116,8 +120,9 @@ def _attach_experts(view: BlockView, routing: Routing, scope: Scope) -> None:
 def new_bank(view: BlockView, config: RouterConfig) -> LoraBank | BottleneckBank:
     """Fresh adapters of a block, as a router's config wants them."""
     if config.form == "bottleneck":
-        weight, _ = matrix_of(view.neurons()[1][1])
-        return BottleneckBank(config.adapters, config.rank, weight.shape[0])
+        (query, *_) = view.target("query")
+        weight, _ = matrix_of(view.module.get_submodule(query))
+        return BottleneckBank(config.adapters, config.rank, weight.shape[1])
     shapes = {}
     for path in _targets(view, config):
         weight, _ = matrix_of(view.module.get_submodule(path))
@@ -140,7 +145,7 @@ def _attach_adapters(view: BlockView, routing: Routing, site: Site, handle: Bloc
         return
     for path in _targets(view, config):
         module = view.module.get_submodule(path)
-        part = "ffn" if path in _ffn_paths(view) else "attention"
+        part = "attention" if path in _attention_paths(view) else "ffn"
         scope, name = handle.scopes[part], path.replace(".", "_")
         swap(module, AdapterLeaf)
         module.__dict__.setdefault("_turnout_scope", scope)
@@ -150,6 +155,15 @@ def _attach_adapters(view: BlockView, routing: Routing, site: Site, handle: Bloc
         scope.leaves.append((view.module.get_submodule(above), last, module))
 
 
-def _ffn_paths(view: BlockView) -> set[str]:
-    into, (out, _) = view.neurons()
-    return {out, *(path for path, _ in into)}
+def _attach_own_experts(view: BlockView, handle: BlockHandle) -> None:
+    """The experts that the host has by itself."""
+    module, scope = view.own_experts, handle.scopes["ffn"]
+    swap(module, OwnExperts)
+    module.__dict__["_turnout_scope"], module.__dict__["_turnout_last"] = scope, False
+    module.__dict__["_turnout_handle"] = handle
+    above, _, name = view.stack.experts.rpartition(".")
+    scope.leaves.append((view.module.get_submodule(above), name, module))
+
+
+def _attention_paths(view: BlockView) -> set[str]:
+    return {view.merge, *(leaf.path for leaf in view.stack.attention)}

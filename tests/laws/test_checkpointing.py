@@ -43,6 +43,7 @@ def step(
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
 @pytest.mark.parametrize("site", ["layer", "attention", "ffn", "head", "expert"])
 def test_same_routes_losses_and_gradients(host: Host, site: str, granularity: str) -> None:
+    host.has(site)
     model = ready(host, dict(GATE, site=site, granularity=granularity))
     routes, loss, grads = step(model, host.inputs())
     model.activation_checkpointing_enable()

@@ -77,6 +77,7 @@ def routed(host: Host, *routers: dict[str, Any]) -> PreTrainedModel:
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
 @pytest.mark.parametrize("site", ["layer", "attention", "ffn", "head", "expert", "adapter"])
 def test_packed_equals_reference(host: Host, site: str, granularity: str, soft: bool) -> None:
+    host.has(site)
     inputs = host.inputs()
     model = routed(host, dict(site=site, granularity=granularity, soft=soft))
     packed, reference = run(model, inputs), run(model, inputs, reference=True)
@@ -99,6 +100,7 @@ def test_packed_equals_reference(host: Host, site: str, granularity: str, soft: 
     ids="+".join,
 )
 def test_two_sites_in_one_block(host: Host, sites: tuple[str, str]) -> None:
+    host.has(*sites)
     one, two = sites
     model = routed(
         host,
@@ -121,6 +123,7 @@ def test_units_of_the_tokens_that_run(host: Host, other: str) -> None:
 @pytest.mark.parametrize("keep", [0.0, 0.15])
 @pytest.mark.parametrize("site", ["layer", "attention", "ffn", "head", "expert"])
 def test_few_or_no_rows(host: Host, site: str, keep: float) -> None:
+    host.has(site)
     model = routed(host, dict(site=site, granularity="token", keep=keep))
     assert_same(run(model, host.inputs()), run(model, host.inputs(), reference=True))
 

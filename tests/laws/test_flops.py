@@ -46,6 +46,7 @@ def saved(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[float, flo
 @pytest.mark.parametrize("site", ["layer", "attention", "ffn", "head", "expert"])
 @cases
 def test_counted_savings_are_real(host: Host, site: str, granularity: str, cache: bool) -> None:
+    host.has(site)
     model = host.build("sdpa" if site == "head" else "eager")
     model.config.use_cache = cache
     model.config.get_text_config().use_cache = cache

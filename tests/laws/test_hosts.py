@@ -30,6 +30,7 @@ def every_site(sites: tuple[str, ...] = SITES, **fields: object) -> list[RouterC
 
 @pytest.mark.parametrize("sites", [SITES, UNITS], ids="+".join)
 def test_uninstall_leaves_no_trace(host: Host, sites: tuple[str, ...]) -> None:
+    host.has(*sites)
     model = host.build()
     before = logits_of(model, host.inputs())  # a first pass may itself leave attributes
     classes = [type(module) for module in model.modules()]

@@ -51,7 +51,10 @@ def test_importance_is_dealt_to_all_alike() -> None:
     assert shares[0].tolist() == [9, 7, 4, 2] and shares[1].tolist() == [8, 6, 3, 1]
 
 
-@pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.name)
+DENSE = [host for host in HOSTS if host.name not in ("mixtral", "qwen3_moe", "olmoe")]
+
+
+@pytest.mark.parametrize("host", DENSE, ids=lambda host: host.name)
 def test_the_split_host_is_the_host(host: Host, tmp_path: Any) -> None:
     model, inputs = host.build(), host.inputs()
     state = {key: value.clone() for key, value in model.state_dict().items()}

@@ -12,24 +12,42 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from turnout.execute.grouped import grouped
 from turnout.execute.leaves import CloseLeaf, RoutedLeaf
 from turnout.execute.rows import gather, scatter
 from turnout.execute.scope import Scope, is_reference
 from turnout.hosts.linear import matrix_of
 
 
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs of a row and an expert that run, sorted by expert. row_P: the rows. counts: pairs of
+    each expert. weight_P: their weights."""
+
+    row_P: Tensor
+    counts: tuple[int, ...]
+    weight_P: Tensor
+
+
+def pairs_of(weight_RE: Tensor) -> Pairs:
+    """The pairs whose weight is not 0."""
+    weight_ER = weight_RE.t()
+    active_ER = weight_ER.detach() != 0
+    expert_P, row_P = active_ER.nonzero(as_tuple=True)
+    counts = tuple(active_ER.sum(1).tolist())
+    return Pairs(row_P, counts, weight_ER[expert_P, row_P])
+
+
 @dataclass(eq=False)
 class ExpertPlan:
     """Which experts run for which rows. weight_BTE: their weights, T = 1 where sequences choose;
-    0 = does not run. like_BTD: the full shape of the block's rows. rows_R of each expert are found
+    0 = does not run. like_BTD: the full shape of the block's rows. The pairs that run are found
     once, for all matrices of the network."""
 
     weight_BTE: Tensor
     like_BTD: Tensor
-    weight_RE: Tensor | None = None
-    rows: list[Tensor] = field(default_factory=list)
+    pairs: Pairs | None = None
     leading: torch.Size = field(default_factory=torch.Size)
 
     @property
@@ -37,53 +55,47 @@ class ExpertPlan:
         """Experts of the network, E."""
         return self.weight_BTE.shape[-1]
 
-    def full_BTE(self) -> Tensor:
-        """Weights of every row."""
-        return self.weight_BTE.expand(*self.like_BTD.shape[:2], self.experts)
+    def weight_RE(self, index_N: Tensor | None = None) -> Tensor:
+        """Weights of every row (B * T, E), or of packed ones (N, E)."""
+        full = self.weight_BTE.expand(*self.like_BTD.shape[:2], self.experts)
+        flat = full.reshape(-1, self.experts)
+        return flat if index_N is None else flat.index_select(0, index_N)
 
-    def meet(self, x: Tensor, index_N: Tensor | None) -> Tensor:
-        """Rows (R, D) of an input, all or packed ones; finds out which expert takes which."""
+    def into(
+        self, x: Tensor, index_N: Tensor | None, weight: Tensor, bias: Tensor | None, halves: int
+    ) -> Tensor:
+        """Neurons of the pairs that run, (P, halves * F / E), from rows, all or packed."""
         self.leading = x.shape[:-1]
-        if not self.rows:
-            weight_RE = self.full_BTE().reshape(-1, self.experts)
-            if index_N is not None:
-                weight_RE = weight_RE.index_select(0, index_N)
-            active_ER = (weight_RE.detach() != 0).t()
-            self.weight_RE = weight_RE
-            self.rows = [row.nonzero().squeeze(1) for row in active_ER]
-        return x.reshape(-1, x.shape[-1])
+        if self.pairs is None:
+            self.pairs = pairs_of(self.weight_RE(index_N))
+        x_PD = x.reshape(-1, x.shape[-1]).index_select(0, self.pairs.row_P)
+        biases = (None,) * halves if bias is None else bias.chunk(halves)
+        found = [
+            self._half(x_PD, part, own)
+            for part, own in zip(weight.chunk(halves), biases, strict=True)
+        ]
+        return found[0] if halves == 1 else torch.cat(found, -1)
 
-    def into(self, x_RD: Tensor, weight: Tensor, bias: Tensor | None, halves: int) -> Tensor:
-        """Neurons of the pairs that run, sorted by expert: (P, halves * F / E)."""
-        weights = self._slices(weight, halves)
-        biases = [None] * self.experts if bias is None else self._slices(bias, halves)
-        return torch.cat(
-            [
-                F.linear(gather(x_RD[None], index), part, own)
-                for index, part, own in zip(self.rows, weights, biases, strict=True)
-            ]
-        )
+    def _half(self, x_PD: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """One fused projection: its neurons of the pairs that run, (P, F / E)."""
+        assert self.pairs is not None
+        counts = self.pairs.counts
+        found_PF = grouped(x_PD, weight.view(self.experts, -1, weight.shape[1]), counts)
+        if bias is None:
+            return found_PF
+        each = torch.tensor(counts, device=bias.device)
+        return found_PF + bias.view(self.experts, -1).repeat_interleave(each, 0)
 
     def out(self, found_PF: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What the experts of each row found, added up with their weights: (R, D)."""
-        assert self.weight_RE is not None
-        total_RD = found_PF.new_zeros(len(self.weight_RE), len(weight))
+        assert self.pairs is not None
+        columns = weight.view(len(weight), self.experts, -1).permute(1, 0, 2)
+        change_PD = grouped(found_PF, columns, self.pairs.counts)
+        change_PD = change_PD * self.pairs.weight_P[:, None].to(change_PD.dtype)
+        total_RD = change_PD.new_zeros(self.leading.numel(), len(weight))
         if bias is not None:
             total_RD = total_RD + bias
-        parts = found_PF.split([len(index) for index in self.rows])
-        columns = weight.chunk(self.experts, 1)
-        for expert, (part, index, own) in enumerate(zip(parts, self.rows, columns, strict=True)):
-            weight_N = self.weight_RE[:, expert].index_select(0, index)
-            change_ND = F.linear(part, own) * weight_N[:, None].to(part.dtype)
-            total_RD = total_RD.index_add(0, index, change_ND)
-        return total_RD
-
-    def _slices(self, value: Tensor, halves: int) -> list[Tensor]:
-        """The rows of each expert in a matrix or bias; of both halves where two are fused."""
-        parts = [half.chunk(self.experts) for half in value.chunk(halves)]
-        if halves == 1:
-            return list(parts[0])
-        return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+        return total_RD.index_add(0, self.pairs.row_P, change_PD)
 
 
 class ExpertLeaf(RoutedLeaf):
@@ -102,8 +114,7 @@ class ExpertIn(ExpertLeaf):
             return super().forward(x)
         if scope.index_N is not None and x.ndim > 2:
             x = gather(x, scope.index_N)
-        x_RD = plan.meet(x, scope.index_N)
-        return plan.into(x_RD, *matrix_of(self), self._turnout_halves)
+        return plan.into(x, scope.index_N, *matrix_of(self), self._turnout_halves)
 
 
 class ExpertOut(ExpertLeaf):
@@ -116,7 +127,7 @@ class ExpertOut(ExpertLeaf):
             return super().forward(x)
         if is_reference():
             each = x.shape[-1] // plan.experts
-            weight = plan.full_BTE().repeat_interleave(each, -1)
+            weight = plan.weight_RE().repeat_interleave(each, -1).view(x.shape)
             return super().forward(x * weight.to(x.dtype))
         out_RD = plan.out(x, *matrix_of(self))
         if scope.index_N is not None and isinstance(self, CloseLeaf):

@@ -47,6 +47,18 @@ class DeltaLeaf(RoutedLeaf):
         return scatter(_weigh(self, rows), scope.index_N, x)
 
 
+class SequenceLeaf(DeltaLeaf):
+    """As ``delta``, around a module that takes (B, T, D) only: rows go in as one sequence."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        scope = self._turnout_scope
+        if scope.index_N is None or is_reference():
+            return super().forward(x, *args, **kwargs)
+        host = super(DeltaLeaf, self).forward
+        rows = host(gather(x, scope.index_N)[None], *args, **kwargs)[0]
+        return scatter(_weigh(self, rows), scope.index_N, x)
+
+
 class OpenLeaf(RoutedLeaf):
     """First of several leaves: what follows sees the active rows packed as (N, D)."""
 
@@ -147,6 +159,7 @@ class FusedLeaf(RoutedLeaf):
 
 ROLES: dict[str, type[RoutedLeaf]] = {
     "delta": DeltaLeaf,
+    "sequence": SequenceLeaf,
     "query": DeltaLeaf,
     "open": OpenLeaf,
     "close": CloseLeaf,

@@ -94,7 +94,7 @@ class Routing(nn.Module):
 
     def part_of_block(self, site: Site) -> float:
         """Work of a site as a part of its whole block, by FLOPs a row."""
-        return site.units * site.cost.row / self.block_costs[(site.stack, site.layer)].row
+        return site.whole.row / self.block_costs[(site.stack, site.layer)].row
 
     def all_routers(self) -> list[Router]:
         """The routers, in the order they were given."""

@@ -20,7 +20,8 @@ from turnout.route import Site, SiteKind, UnitCost
 @dataclass(frozen=True, eq=False)
 class BlockView:
     """One block of a host, read through its family's record. heads: of the queries; groups: of the
-    keys and values, which some hosts share among query heads."""
+    keys and values, which some hosts share among query heads. top: experts that a token runs, in
+    hosts that have experts by themselves."""
 
     stack: Stack
     layer: int
@@ -28,6 +29,7 @@ class BlockView:
     module: nn.Module
     heads: int = 1
     groups: int = 1
+    top: int = 0
 
     @property
     def merge(self) -> str:
@@ -57,6 +59,12 @@ class BlockView:
     def halves(self) -> int:
         """Projections fused in one matrix."""
         return 1 if self.stack.neurons is None else self.stack.neurons.halves
+
+    @property
+    def own_experts(self) -> Any:
+        """The module of experts that the host has by itself in this block; None = it has none."""
+        there = dict(self.module.named_modules())
+        return there.get(self.stack.experts) if self.stack.experts else None
 
     def target(self, name: str) -> list[str]:
         """Paths of the linear layers that an adapter's target names."""
@@ -139,8 +147,9 @@ def blocks_of(model: PreTrainedModel, family: Family) -> list[BlockView]:
                 f"{type(modules).__name__}, not a list of blocks; see docs/hosts.md"
             )
         heads, groups = _heads(model, stack)
+        top = _top(model) if stack.experts else 0
         for layer, module in enumerate(modules):
-            view = BlockView(stack, layer, len(modules), module, heads, groups)
+            view = BlockView(stack, layer, len(modules), module, heads, groups, top)
             _check_leaves(view, type(model).__name__)
             views.append(view)
     if not views:
@@ -155,8 +164,15 @@ def _heads(model: PreTrainedModel, stack: Stack) -> tuple[int, int]:
     """Query heads, and key and value heads, of a stack."""
     base: Any = model.base_model
     config = base.config.get_text_config()
+    if not stack.heads:
+        return 0, 0
     heads = int(getattr(config, stack.heads))
     return heads, int(getattr(config, "num_key_value_heads", None) or heads)
+
+
+def _top(model: PreTrainedModel) -> int:
+    base: Any = model.base_model
+    return int(base.config.get_text_config().num_experts_per_tok)
 
 
 def _check_leaves(view: BlockView, model_name: str) -> None:
@@ -178,17 +194,20 @@ def site_of(
     hidden: bool = False,
     units: int | None = None,
     cost: UnitCost | None = None,
+    together: int | None = None,
 ) -> Site:
     """The site of a kind at a block, with its cost. hidden: skipped tokens make no keys. units: how
-    many there are where that is not the host's to say. cost: of one; None = the host's part."""
+    many there are where that is not the host's to say. cost: of one; None = the host's part.
+    together: how many a token runs when everything does; None = all."""
     key = f"{view.stack.name}.{view.layer}.{kind}"
     if units is None:
         units = view.groups if kind == "head" else 1
+    most = units if together is None else together
     if cost is None:
         cost = price(view, kind, units)
     if hidden:
         cost = replace(cost, idle=0.0)
-    return Site(key, kind, view.stack.name, view.layer, view.depth, units, cost)
+    return Site(key, kind, view.stack.name, view.layer, view.depth, units, cost, most)
 
 
 def price(view: BlockView, kind: SiteKind, units: int = 1) -> UnitCost:
@@ -213,7 +232,7 @@ def _price_part(view: BlockView, part: str) -> UnitCost:
     row = idle = pair = 0.0
     size = 0
     for leaf, module in view.leaves(part):
-        matrix = _matrix_flops(module)
+        matrix = _matrix_flops(module) + view.top * _expert_flops(module)
         size += sum(p.numel() * p.element_size() for p in module.parameters())
         if leaf.role == "visible":
             idle += matrix
@@ -232,6 +251,11 @@ def _price_part(view: BlockView, part: str) -> UnitCost:
 def _matrix_flops(module: nn.Module) -> float:
     """Two FLOPs for each weight of each matrix: what one row costs."""
     return float(sum(2 * p.numel() for p in module.parameters() if p.ndim == 2))
+
+
+def _expert_flops(module: nn.Module) -> float:
+    """What one expert of a host's own costs for one row, two FLOPs a weight."""
+    return float(sum(2 * p[0].numel() for p in module.parameters() if p.ndim == 3))
 
 
 def _width(module: nn.Module) -> int:

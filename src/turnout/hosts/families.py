@@ -91,6 +91,18 @@ _llama = Stack(
 )
 register_family(Family("llama", ("llama", "mistral", "qwen2", "qwen3"), (_llama,)))
 
+_mixture = replace(_llama, ffn=leaves(sequence="mlp"), experts="mlp.experts")
+# Mixtures of experts: blocks of Llama's kind whose mlp chooses experts for each token.
+register_family(
+    Family(
+        "mixture",
+        ("mixtral", "qwen3_moe"),
+        (_mixture,),
+    )
+)
+# OLMoE normalises queries and keys across heads, so a skipped head would change the others.
+register_family(Family("olmoe", ("olmoe",), (replace(_mixture, heads=""),)))
+
 # Gemma 3 normalises a sub-block's result before adding it: that norm of a zero row is zero.
 register_family(Family("gemma3", ("gemma3_text",), (_llama,)))
 

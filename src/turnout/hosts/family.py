@@ -4,6 +4,7 @@ Every path is an attribute path inside one block (``attention.self.query``) or i
 Leaves have roles, which tell what the leaf does for the rows (tokens) that do not run:
 
 - ``delta``:    computes a change that the block adds to the stream; skipped rows give zeros.
+- ``sequence``: as ``delta``, for a module that takes (B, T, D) only: rows go in as one sequence.
 - ``open``:     first of several leaves: gathers the active rows; what follows sees them packed.
 - ``close``:    last of several leaves: takes packed rows, scatters; skipped rows give zeros.
 - ``residual``: called as leaf(x, residual): adds and normalises; skipped rows keep the residual.
@@ -18,7 +19,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["delta", "open", "close", "residual", "norm", "query", "visible", "fused"]
+Role = Literal[
+    "delta", "sequence", "open", "close", "residual", "norm", "query", "visible", "fused"
+]
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,11 @@ class Stack:
     from attention (encoders). embeddings: path from the base model of the module whose result
     enters the first block, so that a span that brings its own state need not embed ("" = none).
     merge: path of attention's output projection in a block ("" = the ``delta`` leaf). heads:
-    config field with the number of query heads; ``num_key_value_heads`` is read beside it.
+    config field with the number of query heads; ``num_key_value_heads`` is read beside it ("" = no
+    head can be skipped by itself).
     neurons: the linear layers of the feed-forward network, for hosts whose ffn can be split.
+    experts: path in a block of experts that the host has by itself; of a block without them, the
+    neurons count.
     """
 
     name: str
@@ -76,6 +82,7 @@ class Stack:
     merge: str = ""
     heads: str = "num_attention_heads"
     neurons: Neurons | None = None
+    experts: str = ""
 
 
 @dataclass(frozen=True)

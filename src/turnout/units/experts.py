@@ -40,6 +40,21 @@ def check_split(neurons: int, experts: int, where: str) -> None:
         )
 
 
+def check_own(experts: Any) -> None:
+    """Raise UserError unless a host's own experts are of the kind that we can compute."""
+    gated = getattr(experts, "has_gate", False) and getattr(experts, "is_concatenated", False)
+    odd = [
+        name
+        for name in ("has_bias", "is_transposed", "has_post_expert_norm")
+        if getattr(experts, name, False)
+    ]
+    if not gated or odd:
+        raise UserError(
+            f"{type(experts).__name__} cannot be routed: its experts need a gate beside the up "
+            f"projection, no bias, no norm and rows as outputs; found {odd or 'no gate'}"
+        )
+
+
 def random_order(neurons: int, seed: int = 0) -> Tensor:
     """A random order of the neurons (F,)."""
     return torch.randperm(neurons, generator=torch.Generator().manual_seed(seed))
