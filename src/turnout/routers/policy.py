@@ -18,28 +18,22 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from turnout import objectives, select
-from turnout.cost import dense_flops_B, nested, route_flops_B
+from turnout import select
 from turnout.flow import Flow
 from turnout.route import Route, Site
 from turnout.routers.base import HostShape, Router, RouterConfig, masked_mean
 from turnout.routers.projection import Projection
+from turnout.routers.reward import Positive, RewardConfig, quality, shares
 
-Positive = Annotated[float, Field(ge=0.0)]
 
-
-class PolicyConfig(RouterConfig):
+class PolicyConfig(RewardConfig):
     """decide: ``layer`` looks at the state that enters each block, ``input`` decides for all blocks
-    at the first. quality: probability of the right answer, or 1 where it is the most likely.
-    price: what running everything costs, in units of quality. entropy: weight of the bonus for
-    undecided policies. curriculum: part of the training after which all layers decide. open:
-    initial logit, so that all runs at first. hidden: width of the policy's hidden layer."""
+    at the first. entropy: weight of the bonus for undecided policies. curriculum: part of the
+    training after which all layers decide. open: initial logit, so that all runs at first. hidden:
+    width of the policy's hidden layer."""
 
     kind: Literal["policy"] = "policy"
-    granularity: Literal["sequence"] = "sequence"
     decide: Literal["layer", "input"] = "layer"
-    quality: Literal["probability", "correct"] = "probability"
-    price: Positive = 0.2
     entropy: Positive = 0.01
     curriculum: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
     open: float = 1.5
@@ -52,6 +46,7 @@ class PolicyRouter(Router):
     Config: ClassVar[type[RouterConfig]] = PolicyConfig
     scored = True
     config: PolicyConfig
+    seconds: Tensor | None
 
     def __init__(self, config: PolicyConfig, sites: tuple[Site, ...], host: HostShape) -> None:
         super().__init__(config, sites, host)
@@ -62,6 +57,8 @@ class PolicyRouter(Router):
         self.bias = nn.Parameter(torch.full((len(sites), most), config.open))
         self.baseline = Projection(host.hidden, config.hidden, 1)
         self.bias_of_baseline = nn.Parameter(torch.zeros(()))
+        by_time = config.cost == "seconds"
+        self.register_buffer("seconds", torch.ones(len(sites)) if by_time else None)
         self.explores = False  # draw routes in inference too, to learn from feedback
         self._place = {site.key: place for place, site in enumerate(sites)}
 
@@ -120,32 +117,8 @@ class PolicyRouter(Router):
 
     def reward(self, flow: Flow, logits: Tensor, labels: Tensor) -> Tensor:
         """quality - price x share of the routed work, (B,), without a gradient."""
-        with torch.no_grad():
-            if self.config.quality == "probability":
-                quality_B = (-objectives.loss_per_sequence(logits, labels)).exp()
-            else:
-                quality_B = correct(logits, labels)
-            return quality_B - self.config.price * self.share_B(flow)
-
-    def share_B(self, flow: Flow) -> Tensor:
-        """Share of our sites' work that each sequence spent, (B,)."""
-        mine = {site.key for site in self.sites}
-        spent, whole = [], []
-        for route in nested(flow.trace):
-            if route.site.key in mine:
-                valid_BT = flow.trace.valid_BT(route.site.stack)
-                spent.append(route_flops_B(route, valid_BT))
-                whole.append(dense_flops_B(route.site, valid_BT))
-        return torch.stack(spent).sum(0) / torch.stack(whole).sum(0)
-
-
-def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """1 where the most likely class is right, (B,); a mean over labelled tokens."""
-    right = (logits.argmax(-1) == labels).float()
-    if right.ndim == 1:
-        return right
-    counts = (labels >= 0).float()
-    return (right * counts).sum(1) / counts.sum(1).clamp_min(1.0)
+        share_B = shares(flow, self.sites, self.seconds).sum(1)
+        return quality(logits, labels, self.config.quality) - self.config.price * share_B
 
 
 def _entropy(score: Tensor) -> Tensor:

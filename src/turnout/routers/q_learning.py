@@ -19,29 +19,25 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from turnout import objectives, select
-from turnout.cost import dense_flops_B, nested, route_flops_B
+from turnout import select
 from turnout.errors import UserError
 from turnout.flow import Flow
 from turnout.route import Route, Site
 from turnout.routers.base import HostShape, Router, RouterConfig, masked_mean
-from turnout.routers.policy import Positive, correct
 from turnout.routers.projection import Projection
+from turnout.routers.reward import RewardConfig, quality, shares
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 SHARP = 20.0  # an advantage of 0.05 of quality is a score of 0.73
 
 
-class QLearningConfig(RouterConfig):
-    """quality, price, hidden: as for ``policy``. explore: chance of a random action at first; it
+class QLearningConfig(RewardConfig):
+    """explore: chance of a random action at first; it
     falls to ``explore_last`` over the first half of the training. replay: passes that are
     remembered, a sequence each (half-precision states; kept in checkpoints, so that resuming is
     exact). batch: of them for one step. target_rate: how fast the target network follows."""
 
     kind: Literal["q-learning"] = "q-learning"
-    granularity: Literal["sequence"] = "sequence"
-    quality: Literal["probability", "correct"] = "probability"
-    price: Positive = 0.2
     explore: Share = 1.0
     explore_last: Share = 0.05
     replay: Annotated[int, Field(gt=0)] = 1024
@@ -56,6 +52,7 @@ class QLearningRouter(Router):
     Config: ClassVar[type[RouterConfig]] = QLearningConfig
     scored = True
     config: QLearningConfig
+    seconds: Tensor | None
     states: Tensor
     actions: Tensor
     costs: Tensor
@@ -70,6 +67,8 @@ class QLearningRouter(Router):
                 "has several: use 'policy' there"
             )
         count = len(sites)
+        by_time = config.cost == "seconds"
+        self.register_buffer("seconds", torch.ones(count) if by_time else None)
         self.value = nn.ModuleList(Projection(host.hidden, config.hidden, 2) for _ in sites)
         # Running is worth more at first, so that all runs.
         self.bias = nn.Parameter(torch.tensor([[0.0, 0.1]]).repeat(count, 1))
@@ -116,23 +115,13 @@ class QLearningRouter(Router):
     @torch.no_grad()
     def _remember(self, flow: Flow, logits: Tensor, labels: Tensor) -> None:
         """Write a batch over the oldest passes in memory, and let the target network follow."""
-        if self.config.quality == "probability":
-            quality_B = (-objectives.loss_per_sequence(logits, labels)).exp()
-        else:
-            quality_B = correct(logits, labels)
+        quality_B = quality(logits, labels, self.config.quality)
         keys = [site.key for site in self.sites]
-        by_key = {route.site.key: route for route in nested(flow.trace)}
-        whole, spent = [], []
-        for key in keys:
-            valid_BT = flow.trace.valid_BT(by_key[key].site.stack)
-            spent.append(route_flops_B(by_key[key], valid_BT))
-            whole.append(dense_flops_B(by_key[key].site, valid_BT))
-        total_B = torch.stack(whole).sum(0)
         at = (self.seen + torch.arange(len(quality_B), device=self.seen.device)) % len(self.states)
         self.states[at] = torch.stack([flow.memory[(k, "state")] for k in keys], 1).half()
         ran = [flow.trace[key].active_BT[:, 0].long() for key in keys]
         self.actions[at] = torch.stack(ran, 1)
-        self.costs[at] = torch.stack([cost_B / total_B for cost_B in spent], 1).float()
+        self.costs[at] = shares(flow, self.sites, self.seconds).float()
         self.qualities[at] = quality_B
         self.seen += len(quality_B)
         for name, parameter in self._online().items():

@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from turnout import objectives
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, Row, inputs_of
 from turnout.execute.span import run_span
 from turnout.routers.base import masked_mean
-from turnout.routers.policy import correct
+from turnout.routers.reward import quality as quality_of
 
 try:
     import gymnasium
@@ -105,9 +104,7 @@ class RoutingEnv(gymnasium.Env[np.ndarray, int]):
         return self._observe(), reward, False, False, {}
 
     def _judge(self, logits: Tensor) -> float:
-        if self.quality == "correct":
-            return float(correct(logits, self._labels))
-        return float((-objectives.loss_per_sequence(logits, self._labels)).exp())
+        return float(quality_of(logits, self._labels, self.quality))
 
     def _observe(self) -> np.ndarray:
         mask = self._inputs.get("attention_mask")

@@ -15,6 +15,7 @@ from turnout.execute.batches import groups_by_length, inputs_of, lengths_of
 from turnout.execute.span import run_span
 from turnout.routers.base import Router, masked_mean
 from turnout.train.data import Data, listed
+from turnout.train.prices import measured_seconds
 from turnout.units.experts import split_by_data
 
 BATCH, MOST = 32, 2048
@@ -28,6 +29,11 @@ def prepare(model: PreTrainedModel, data: Data, say: Callable[[str], None] = pri
         config = router.config
         if config.site == "expert" and config.split in ("coactivation", "importance"):
             split_by_data(model, batches(data), config.split, sites=router.sites)
+        if (seconds := getattr(router, "seconds", None)) is not None:
+            batch = {k: v.to(model.device) for k, v in data.usual_batch(BATCH).items()}
+            seconds.copy_(measured_seconds(model, router.sites, batch))
+            told = ", ".join(f"{1000 * float(value):.1f}" for value in seconds)
+            say(f"  milliseconds of each site: {told}")
         if router.fits:
             say(f"  {router.fit(pooled_states(model, router, data))}")
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from turnout import objectives
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of
 from turnout.execute.span import run_span
 from turnout.routers.base import masked_mean
 from turnout.routers.policy import PolicyRouter
+from turnout.routers.reward import quality
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ def search_routes(
 
         def reward(route_BL: Tensor, inputs: Any = inputs, labels: Tensor = labels) -> Tensor:
             logits, _ = walk(model, router, inputs, route_BL)
-            quality_B = (-objectives.loss_per_sequence(logits, labels)).exp().cpu()
+            quality_B = quality(logits, labels, router.config.quality).cpu()
             return quality_B - price * (route_BL * share_L).sum(1)
 
         now = torch.ones(len(group), depth)

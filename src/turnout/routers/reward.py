@@ -1,0 +1,66 @@
+"""What routers that learn from a reward are paid: quality less the price of the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from turnout import objectives
+from turnout.cost import dense_flops_B, nested, route_flops_B
+from turnout.flow import IGNORED, Flow
+from turnout.route import Site
+from turnout.routers.base import RouterConfig
+
+Positive = Annotated[float, Field(ge=0.0)]
+
+
+class RewardConfig(RouterConfig):
+    """quality: probability of the right answer, or 1 where it is the most likely. price: what
+    running everything costs, in units of quality. cost: work in FLOPs, or in seconds, measured on
+    this machine before training."""
+
+    granularity: Literal["sequence"] = "sequence"
+    quality: Literal["probability", "correct"] = "probability"
+    price: Positive = 0.2
+    cost: Literal["flops", "seconds"] = "flops"
+
+
+@torch.no_grad()
+def quality(logits: Tensor, labels: Tensor, how: str) -> Tensor:
+    """Of each answer, 0..1, (B,); a mean over labelled tokens where tokens have labels."""
+    if how == "probability":
+        return (-objectives.loss_per_sequence(logits, labels)).exp()
+    return correct(logits, labels)
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """1 where the most likely class is right, (B,); a mean over labelled tokens."""
+    right = (logits.argmax(-1) == labels).float()
+    if right.ndim == 1:
+        return right
+    counts = (labels != IGNORED).float()
+    return (right * counts).sum(1) / counts.sum(1).clamp_min(1.0)
+
+
+@torch.no_grad()
+def shares(flow: Flow, sites: Sequence[Site], seconds_S: Tensor | None) -> Tensor:
+    """What each site spent of the work of all of them, (B, S): adds up to 1 when everything runs.
+
+    seconds_S: time of each site when it runs; None = FLOPs count.
+    """
+    by_key = {route.site.key: route for route in nested(flow.trace)}
+    spent, whole = [], []
+    for place, site in enumerate(sites):
+        route = by_key[site.key]
+        valid_BT = flow.trace.valid_BT(site.stack)
+        spent_B, whole_B = route_flops_B(route, valid_BT), dense_flops_B(route.site, valid_BT)
+        if seconds_S is not None:
+            spent_B = spent_B / whole_B * seconds_S[place]
+            whole_B = torch.ones_like(whole_B) * seconds_S[place]
+        spent.append(spent_B)
+        whole.append(whole_B)
+    return torch.stack(spent, 1) / torch.stack(whole, 1).sum(1, keepdim=True)

@@ -1,0 +1,65 @@
+"""How long each routed site takes on this machine: the prices of routers that pay in seconds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from turnout.route import Route, Site
+
+ROUNDS = 7
+LEAST = 1e-6  # seconds; a site that saves nothing measurable still has a price
+
+
+@torch.inference_mode()
+def measured_seconds(
+    model: PreTrainedModel, sites: tuple[Site, ...], batch: dict[str, Tensor]
+) -> Tensor:
+    """Seconds that a pass over the batch gains when one site is skipped, for each site, (S,).
+
+    Everything else runs, so what routing itself costs is in both times. Rounds are interleaved;
+    the median of the paired differences counts.
+    """
+    routing: Any = model.turnout
+    was_training = model.training
+    model.eval()
+    asked = routing.decide
+    skipped: list[str] = []
+
+    def fixed(site: Site, hidden_BTD: Tensor, flow: Any) -> Route:
+        value = 0.0 if site.key in skipped else 1.0
+        return Route(site, hidden_BTD.new_full((len(hidden_BTD), 1, site.units), value))
+
+    gained: dict[str, list[float]] = {site.key: [] for site in sites}
+    routing.decide = fixed
+    finishers = {router: router.finish for router in routing.all_routers()}
+    for router in finishers:
+        router.finish = lambda outputs, flow: outputs
+    try:
+        for round_ in range(ROUNDS + 1):
+            for site in sites:
+                skipped.clear()
+                whole = _seconds(model, batch)
+                skipped.append(site.key)
+                if round_:
+                    gained[site.key].append(whole - _seconds(model, batch))
+    finally:
+        routing.decide = asked
+        for router, finish in finishers.items():
+            router.finish = finish
+        model.train(was_training)
+    found = [max(LEAST, statistics.median(gained[site.key])) for site in sites]
+    return torch.tensor(found, device=model.device)
+
+
+def _seconds(model: PreTrainedModel, batch: dict[str, Tensor]) -> float:
+    start = time.perf_counter()
+    model(**batch)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,65 @@
+"""Prices in seconds are those of this machine."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from hosts_table import BY_NAME
+
+import turnout
+from turnout.routers.reward import shares
+from turnout.train.prices import measured_seconds
+
+HOST = BY_NAME["bert"]
+
+
+def slow(seconds: float) -> Any:
+    def hook(*_: Any) -> None:
+        time.sleep(seconds)
+
+    return hook
+
+
+@pytest.mark.parametrize("kind", ["policy", "q-learning"])
+def test_a_slow_block_is_dear(kind: str) -> None:
+    model = HOST.build()
+    blocks = model.base_model.encoder.layer
+    turnout.install(model, [{"kind": kind, "cost": "seconds", "price": 1.0}])
+    (router,) = model.turnout.all_routers()
+    blocks[1].attention.self.register_forward_pre_hook(slow(0.05))
+    found = measured_seconds(model, router.sites, HOST.inputs("none"))
+    assert found[1] == max(found) and found[1] > 5 * found[0]
+    router.seconds.copy_(found)
+    decide = router.decide
+    router.decide = lambda site, hidden, flow: turnout.Route(
+        site, torch.full((len(hidden), 1, 1), float(site.layer != 1))
+    )
+    with torch.no_grad():
+        model(**HOST.inputs("none"))
+    router.decide = decide
+    share = shares(model.turnout.current_flow(), router.sites, router.seconds).sum(1)
+    assert (share < 0.3).all()  # two of three blocks ran, but the dear one did not
+    flops = shares(model.turnout.current_flow(), router.sites, None).sum(1)
+    torch.testing.assert_close(flops, torch.full((3,), 2 / 3))
+
+
+def test_measuring_leaves_the_router_as_it_was() -> None:
+    model = turnout.install(HOST.build(), [{"kind": "policy", "cost": "seconds"}]).train()
+    (router,) = model.turnout.all_routers()
+    measured_seconds(model, router.sites, HOST.inputs("none"))
+    assert model.training and model.turnout.decide.__func__ is type(model.turnout).decide
+    model.eval()
+    with torch.no_grad(), turnout.trace() as trace:
+        model(**HOST.inputs("none"))
+    assert all(route.score_BTU is not None for route in trace.values())
+
+
+def test_the_prices_are_saved(tmp_path: Any) -> None:
+    model = turnout.install(HOST.build(), [{"kind": "policy", "cost": "seconds"}])
+    model.turnout.all_routers()[0].seconds.copy_(torch.tensor([0.1, 0.2, 0.3]))
+    model.save_pretrained(tmp_path)
+    (router,) = turnout.load(tmp_path).turnout.all_routers()
+    assert router.seconds.tolist() == pytest.approx([0.1, 0.2, 0.3])
