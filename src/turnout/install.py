@@ -22,7 +22,7 @@ from turnout.wiring import attach, new_bank, split
 
 RouterSpec = RouterConfig | dict[str, Any] | str
 _adapter: TypeAdapter[Any] = TypeAdapter(AnyRouterConfig)
-_OWN = "scope last attends halves adapters handle".split()
+_OWN = "scope last attends halves copies adapters handle".split()
 _MARKS = ("_turnout", *(f"_turnout_{name}" for name in _OWN))
 
 
@@ -221,6 +221,9 @@ def _site(view: BlockView, config: RouterConfig, hidden: bool) -> Site:
     if config.site == "expert" and (own := view.own_experts) is not None:
         cost = UnitCost(row=2.0 * sum(p[0].numel() for p in own.parameters()))
         return site_of(view, "expert", units=own.num_experts, cost=cost, together=view.top)
+    if config.site == "expert" and config.split == "copied":
+        whole = price(view, "ffn")
+        return site_of(view, "expert", units=config.experts, cost=whole, together=1)
     if config.site == "expert":
         return site_of(view, "expert", units=config.experts)
     if config.site == "head" and not view.heads:
@@ -236,12 +239,21 @@ def _site(view: BlockView, config: RouterConfig, hidden: bool) -> Site:
 
 def _check_experts(config: RouterConfig, sites: Sequence[Site], views: Sequence[BlockView]) -> None:
     served = {(site.stack, site.layer) for site in sites}
+    copied = config.split == "copied"
+    if copied and config.kind != "cluster" and getattr(config, "top", None) is None:
+        raise UserError(
+            f"router {config.kind!r}: experts that are copies need a fixed number of them for a "
+            "token: a gate with `keep: top-k, top: 1`, or a cluster router"
+        )
     for view in views:
         if (view.stack.name, view.layer) in served and view.own_experts is not None:
+            if copied:
+                raise UserError("split: copied copies a dense network; this host has experts")
             check_own(view.own_experts)
         elif (view.stack.name, view.layer) in served:
             where = f"the ffn of {view.stack.name}.{view.layer}"
-            check_split(view.neuron_count(), config.experts, where)
+            if not copied:
+                check_split(view.neuron_count(), config.experts, where)
             for _, module in view.neurons()[0]:
                 matrix_of(module)
 

@@ -16,11 +16,12 @@ from turnout.execute.leaves import ROLES
 from turnout.execute.moe import OwnExperts
 from turnout.execute.routing import Routing
 from turnout.execute.scope import Scope, Stream
-from turnout.hosts.attach import BlockView, swap
+from turnout.hosts.attach import BlockView, swap, unit_name
 from turnout.hosts.linear import matrix_of
 from turnout.route import Site, SiteKind
 from turnout.routers.base import RouterConfig
 from turnout.units.adapters import BottleneckBank, LoraBank
+from turnout.units.copies import CopyBank
 from turnout.units.experts import first_order, reorder
 
 _PARTS = ("attention", "cross", "ffn")
@@ -67,7 +68,7 @@ def attach(
     if "head" in mine:
         _attach_merge(view, scopes["attention"])
     if "expert" in mine and view.own_experts is None:
-        _attach_experts(view, routing, scopes["ffn"])
+        _attach_experts(view, routing, mine["expert"], handle)
     elif "expert" in mine:
         _attach_own_experts(view, handle)
     if "adapter" in mine:
@@ -95,24 +96,33 @@ def split(view: BlockView, routing: Routing, sites: dict[str, Site]) -> None:
     """Put the neurons of a block in the order of its experts."""
     place = f"{view.stack.name}.{view.layer}"
     site = sites.get(f"{place}.expert")
-    if site is not None and view.own_experts is None:
+    if site is not None and place in routing.orders:
         config = routing.config_of(site)
         order = first_order(view, config.experts, config.split)
         reorder(view, order)
         routing.orders[place].copy_(order)
 
 
-def _attach_experts(view: BlockView, routing: Routing, scope: Scope) -> None:
-    """The linear layers of the ffn, their neurons in the order of the experts."""
+def _attach_experts(view: BlockView, routing: Routing, site: Site, handle: BlockHandle) -> None:
+    """The linear layers of the ffn: their neurons in the order of the experts, or copies of them."""
+    config, scope = routing.config_of(site), handle.scopes["ffn"]
     device = next(view.module.parameters()).device
-    count = torch.arange(view.neuron_count(), device=device)
-    routing.keep_order(f"{view.stack.name}.{view.layer}", count)
+    bank = CopyBank(view, config.experts).to(device) if config.split == "copied" else None
+    if bank is not None:
+        routing.units[f"{view.stack.name}_{view.layer}"] = bank
+        handle.copies = True
+        handle.averages = not getattr(config, "modulate", False)
+    else:
+        count = torch.arange(view.neuron_count(), device=device)
+        routing.keep_order(f"{view.stack.name}.{view.layer}", count)
     into, out = view.neurons()
     for (path, module), mixin in [*((found, ExpertIn) for found in into), (out, ExpertOut)]:
         swap(module, mixin)
         module.__dict__["_turnout_scope"] = scope
         module.__dict__.setdefault("_turnout_last", False)
         module.__dict__["_turnout_halves"] = view.halves if mixin is ExpertIn else 1
+        copies = None if bank is None else (bank, unit_name(path))
+        module.__dict__["_turnout_copies"] = copies
         above, _, name = path.rpartition(".")
         scope.leaves.append((view.module.get_submodule(above), name, module))
 
@@ -126,7 +136,7 @@ def new_bank(view: BlockView, config: RouterConfig) -> LoraBank | BottleneckBank
     shapes = {}
     for path in _targets(view, config):
         weight, _ = matrix_of(view.module.get_submodule(path))
-        shapes[path.replace(".", "_")] = (weight.shape[1], weight.shape[0])
+        shapes[unit_name(path)] = (weight.shape[1], weight.shape[0])
     return LoraBank(config.adapters, config.rank, config.scale, shapes)
 
 
@@ -146,7 +156,7 @@ def _attach_adapters(view: BlockView, routing: Routing, site: Site, handle: Bloc
     for path in _targets(view, config):
         module = view.module.get_submodule(path)
         part = "attention" if path in _attention_paths(view) else "ffn"
-        scope, name = handle.scopes[part], path.replace(".", "_")
+        scope, name = handle.scopes[part], unit_name(path)
         swap(module, AdapterLeaf)
         module.__dict__.setdefault("_turnout_scope", scope)
         module.__dict__.setdefault("_turnout_last", False)

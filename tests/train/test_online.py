@@ -15,7 +15,7 @@ from torch import Tensor
 import turnout
 from turnout import UserError
 from turnout.objectives.divergence import bernoulli_kl
-from turnout.train.online import OnlinePolicy
+from turnout.train.online import OnlinePolicy, trusted_reward
 
 INPUTS = {key: value.repeat(8, 1) for key, value in BY_NAME["bert"].inputs("none").items()}
 INPUTS["input_ids"][:, 1] = torch.arange(3, 27)
@@ -116,3 +116,30 @@ def test_divergence_is_zero_only_for_equal_policies() -> None:
     p, q = one.sigmoid(), other.sigmoid()
     expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
     torch.testing.assert_close(bernoulli_kl(one, other), expected)
+
+
+def test_the_trusted_reward_is_the_mean_over_the_rows() -> None:
+    model = policy().train()
+    model.turnout.budget = 0.5
+    generator = torch.Generator().manual_seed(0)
+    rows = [
+        {"input_ids": torch.randint(3, 60, (n,), generator=generator).tolist(), "labels": n % 3}
+        for n in (3, 9, 5, 7, 4)
+    ]
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        widest = max(len(row["input_ids"]) for row in rows)
+        ids = [row["input_ids"] + [0] * (widest - len(row["input_ids"])) for row in rows]
+        mask = [[1] * len(r["input_ids"]) + [0] * (widest - len(r["input_ids"])) for r in rows]
+        return {
+            "input_ids": torch.tensor(ids),
+            "attention_mask": torch.tensor(mask),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }
+
+    together = trusted_reward(model, rows, collate)
+    assert model.training
+    alone = [trusted_reward(model, [row], collate, batch_tokens=16) for row in rows]
+    assert together == pytest.approx(sum(alone) / 5, abs=1e-5) and len(set(alone)) > 1
+    with pytest.raises(UserError, match="at least one labelled row"):
+        trusted_reward(model, [], collate)

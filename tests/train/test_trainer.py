@@ -163,6 +163,18 @@ def test_frozen_embeddings_stay(work: Any) -> None:
     assert not torch.equal(model.classifier.weight, head)
 
 
+def test_frozen_blocks_leave_the_head_and_the_routers_to_learn(work: Any) -> None:
+    model = build(work, "exit")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    work.fit(model, freeze="blocks", max_steps=3)
+    changed = {
+        name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert {"classifier.weight"} <= {name for name in changed if not name.startswith("turnout.")}
+    assert any(name.startswith("turnout.") for name in changed)
+    assert not any(".layer." in name or "embeddings" in name for name in changed)
+
+
 def test_the_parts_of_the_loss_and_the_share_are_logged(work: Any) -> None:
     model = build(work, "gate")
     dense = work.model()

@@ -114,7 +114,7 @@ def test_coactive_neurons_come_together() -> None:
 def test_what_cannot_be_split_is_named() -> None:
     with pytest.raises(UserError, match=r"48 neurons, which 7 experts.*choose one of 2, 3, 4, 6"):
         routed(BY_NAME["bert"], experts=7)
-    with pytest.raises(UserError, match="needs a model with a router at site expert"):
+    with pytest.raises(UserError, match="in a model with a router at site expert"):
         split_by_data(BY_NAME["bert"].build(), [], "coactivation")
     with pytest.raises(UserError, match="no rows to look at"):
         split_by_data(routed(BY_NAME["bert"]), [], "coactivation")

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from turnout.execute.grouped import grouped
 from turnout.execute.leaves import CloseLeaf, RoutedLeaf
 from turnout.execute.rows import gather, scatter
 from turnout.execute.scope import Scope, is_reference
 from turnout.hosts.linear import matrix_of
+from turnout.units.copies import CopyBank
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,22 +88,24 @@ class ExpertPlan:
         each = torch.tensor(counts, device=bias.device)
         return found_PF + bias.view(self.experts, -1).repeat_interleave(each, 0)
 
-    def out(self, found_PF: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def out(self, found_PF: Tensor, columns_EDF: Tensor, bias: Tensor | None) -> Tensor:
         """What the experts of each row found, added up with their weights: (R, D)."""
         assert self.pairs is not None
-        columns = weight.view(len(weight), self.experts, -1).permute(1, 0, 2)
-        change_PD = grouped(found_PF, columns, self.pairs.counts)
+        change_PD = grouped(found_PF, columns_EDF, self.pairs.counts)
         change_PD = change_PD * self.pairs.weight_P[:, None].to(change_PD.dtype)
-        total_RD = change_PD.new_zeros(self.leading.numel(), len(weight))
+        total_RD = change_PD.new_zeros(self.leading.numel(), columns_EDF.shape[1])
         if bias is not None:
             total_RD = total_RD + bias
         return total_RD.index_add(0, self.pairs.row_P, change_PD)
 
 
 class ExpertLeaf(RoutedLeaf):
-    """Base of the projections into and out of the neurons. halves: projections fused in one."""
+    """Base of the projections into and out of the neurons. halves: projections fused in one.
+    copies: experts that stand in place of the host's network, and the name of this projection among
+    them; None = experts are slices of it."""
 
     _turnout_halves: int
+    _turnout_copies: tuple[CopyBank, str] | None
 
 
 class ExpertIn(ExpertLeaf):
@@ -109,12 +113,15 @@ class ExpertIn(ExpertLeaf):
 
     def forward(self, x: Tensor) -> Tensor:
         scope: Scope = self._turnout_scope
-        plan = scope.experts
-        if plan is None or is_reference():
+        plan, copies = scope.experts, self._turnout_copies
+        if plan is None or (is_reference() and copies is None):
             return super().forward(x)
+        weight, bias = matrix_of(self) if copies is None else copies[0].rows(copies[1])
+        if is_reference():
+            return F.linear(x, weight, bias)
         if scope.index_N is not None and x.ndim > 2:
             x = gather(x, scope.index_N)
-        return plan.into(x, scope.index_N, *matrix_of(self), self._turnout_halves)
+        return plan.into(x, scope.index_N, weight, bias, self._turnout_halves)
 
 
 class ExpertOut(ExpertLeaf):
@@ -122,14 +129,19 @@ class ExpertOut(ExpertLeaf):
 
     def forward(self, x: Tensor) -> Tensor:
         scope: Scope = self._turnout_scope
-        plan = scope.experts
+        plan, copies = scope.experts, self._turnout_copies
         if plan is None:
             return super().forward(x)
+        weight, bias = matrix_of(self)
         if is_reference():
             each = x.shape[-1] // plan.experts
-            weight = plan.weight_RE().repeat_interleave(each, -1).view(x.shape)
-            return super().forward(x * weight.to(x.dtype))
-        out_RD = plan.out(x, *matrix_of(self))
+            x = x * plan.weight_RE().repeat_interleave(each, -1).view(x.shape).to(x.dtype)
+            return F.linear(x, weight if copies is None else copies[0].columns(), bias)
+        if copies is None:
+            columns_EDF = weight.view(len(weight), plan.experts, -1).permute(1, 0, 2)
+        else:
+            columns_EDF = copies[0].out
+        out_RD = plan.out(x, columns_EDF, bias)
         if scope.index_N is not None and isinstance(self, CloseLeaf):
             assert scope.like_BTD is not None
             return scatter(out_RD, scope.index_N, scope.like_BTD)

@@ -19,7 +19,8 @@ class BlockHandle:
 
     must_enter: the block returns more than the hidden state, so it runs even with no rows.
     hide: skipped tokens are removed from attention. watch: whose attention a router must see.
-    bottleneck: the adapters after the block, where it has such.
+    bottleneck: the adapters after the block, where it has such. copies: its experts stand in place
+    of the host's network; averages: with weights that are scaled to add up to 1.
     """
 
     routing: Routing
@@ -33,3 +34,5 @@ class BlockHandle:
     stream: Stream = field(default_factory=Stream)
     scopes: dict[str, Scope] = field(default_factory=dict)
     bottleneck: BottleneckBank | None = None
+    copies: bool = False
+    averages: bool = False

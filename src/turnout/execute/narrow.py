@@ -55,7 +55,7 @@ class Narrowed:
     @property
     def everything(self) -> bool:
         """Does every real token run in every sub-block."""
-        if self.adapters is not None:  # the host alone has none
+        if self.adapters is not None or self.handle.copies:  # the host alone has none
             return False
         for units in (self.heads, self.experts):
             if units is not None and not bool((units.weight_BTU != 0).all()):
@@ -140,8 +140,10 @@ class Narrowed:
             if self.heads is not None:
                 handle.scopes["attention"].heads = HeadPlan(mine(self._heads_BTU()), cached)
             if self.experts is not None:
-                plan = ExpertPlan(mine(self.experts.weight_BTU), x_BTD)
-                handle.scopes["ffn"].experts = plan
+                weight_BTE = mine(self.experts.weight_BTU)
+                if handle.averages:
+                    weight_BTE = weight_BTE / weight_BTE.sum(-1, keepdim=True).clamp_min(1e-9)
+                handle.scopes["ffn"].experts = ExpertPlan(weight_BTE, x_BTD)
             if self.adapters is None:
                 return host(x_BTD, *args, **kwargs)
             added = AdapterPlan(mine(self.adapters.weight_BTU), x_BTD)

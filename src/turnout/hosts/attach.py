@@ -93,6 +93,12 @@ class BlockView:
             yield leaf, self.module.get_submodule(leaf.path)
 
 
+def unit_name(path: str) -> str:
+    """A name for what stands beside a layer, from its path. Transformers renames keys on saving by
+    patterns such as ``mlp.fc1``, in which the dot fits any one character, so one _ will not do."""
+    return path.replace(".", "__")
+
+
 def find_family(model: PreTrainedModel) -> Family:
     """The record that serves a model. Raises UserError that lists what was looked for."""
     if not isinstance(model, PreTrainedModel):

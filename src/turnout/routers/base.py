@@ -31,7 +31,8 @@ class RouterConfig(BaseModel):
     stack: which stack of an encoder-decoder; None = all.
     visible: skipped tokens keep their keys and values; False removes them (encoders only).
     experts, split: at site ``expert``, how many experts share the neurons of each feed-forward
-    network, and how the neurons are shared out (see units/experts.py).
+    network, and how the neurons are shared out (see units/experts.py); ``copied`` gives each expert
+    all of them (see units/copies.py).
     adapters, form, rank, scale, targets: at site ``adapter``, how many stand in each block, of
     which form and width (see units/adapters.py); targets of LoRA among query, key, value, output
     (of attention), in, out (of the feed-forward network).
@@ -53,7 +54,7 @@ class RouterConfig(BaseModel):
     rank: Annotated[int, Field(gt=0)] = 8
     scale: Annotated[float, Field(gt=0.0)] = 2.0
     targets: tuple[Target, ...] = ("query", "value")
-    split: Literal["parameters", "coactivation", "importance", "random"] = "parameters"
+    split: Literal["parameters", "coactivation", "importance", "random", "copied"] = "parameters"
 
     def covers(self, site: Site) -> bool:
         """Does this router serve a site of the host."""

@@ -32,7 +32,7 @@ class GateConfig(RouterConfig):
     layer. open: initial logit, so that all runs at first. temperature: of the sampling noise in
     training; 0 decides by the threshold as in inference. keep: units above a threshold; the
     ``top-k`` units of a token or sequence; or ``expert-choice``: each unit takes its best tokens
-    (encoders only). least: smallest share that the last two keep in training, where the share is
+    (encoders only). top: keep so many, whatever the budget; None = the budget says. least: smallest share that the last two keep in training, where the share is
     drawn anew for each sequence. noise: learned noise on top-k's logits in training. modulate:
     scale what runs by its score. capacity: a unit takes at most this many times the mean load of
     a sequence (encoders only); None = no token is ever dropped."""
@@ -44,6 +44,7 @@ class GateConfig(RouterConfig):
     open: float = 3.0
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
     keep: Literal["threshold", "top-k", "expert-choice"] = "threshold"
+    top: Annotated[int, Field(gt=0)] | None = None
     least: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     noise: bool = False
     modulate: bool = False
@@ -56,8 +57,9 @@ class GateConfig(RouterConfig):
             raise ValueError("keep: expert-choice chooses tokens; set granularity: token")
         if self.capacity is not None and not by_token:
             raise ValueError("capacity limits the tokens of a unit; set granularity: token")
-        if self.noise and self.keep != "top-k":
-            raise ValueError("noise is that of noisy top-k; set keep: top-k")
+        for name, given in (("noise", self.noise), ("top", self.top is not None)):
+            if given and self.keep != "top-k":
+                raise ValueError(f"{name} is that of noisy top-k; set keep: top-k")
         return self
 
 
@@ -72,6 +74,7 @@ class GateRouter(Router):
         super().__init__(config, sites, host)
         self.learns_budget = config.keep == "threshold"
         self.weighs = config.modulate
+        self.scored = config.top is None
         units = {"all" if config.shared else self._name(site): site.units for site in sites}
         if config.shared and len({site.units for site in sites}) > 1:
             raise UserError("router 'gate' with shared: true needs sites with as many units each")
@@ -86,12 +89,18 @@ class GateRouter(Router):
                 f"router 'gate': keep: top-k chooses among the units of a site, and "
                 f"{config.site!r} has one: use sites head or expert, or keep: threshold"
             )
+        if config.top is not None and config.top > min(units.values()):
+            raise UserError(
+                f"router 'gate': top {config.top} is more than the {min(units.values())} units of "
+                "a site"
+            )
         recurrent = config.shape == "recurrent"
         self.cell = DepthCell(host.hidden, config.hidden) if recurrent else None
         width = config.hidden if recurrent else host.hidden
         hidden = config.hidden if config.shape == "mlp" else None
-        self.gates = _projections(units, width, hidden)
-        self.spread = _projections(units, width, None) if config.noise else None
+        ranks = config.keep == "top-k"  # equal logits would always take the first units
+        self.gates = _projections(units, width, hidden, ranks)
+        self.spread = _projections(units, width, None, False) if config.noise else None
         self.bias = nn.Parameter(torch.full((len(sites), max(units.values())), config.open))
         self._place = {site.key: place for place, site in enumerate(sites)}
 
@@ -103,7 +112,7 @@ class GateRouter(Router):
         config, place = self.config, self._place[site.key]
         name = "all" if config.shared else self._name(site)
         state_BTD = self._state(site, hidden_BTD, flow)
-        logit_BTU = self.gates[name](state_BTD) + self.bias[place, : site.units].float()
+        logit_BTU = self.logit(place, state_BTD)
         if config.granularity == "batch":
             logit_BTU = logit_BTU.mean(0, keepdim=True).expand_as(logit_BTU)
         if flow.training:
@@ -127,6 +136,12 @@ class GateRouter(Router):
         if flow.training:
             weight_BTU = select.straight_through(hard_BTU, chance_BTU)
         return Route(site, weight_BTU, score_BTU)
+
+    def logit(self, place: int, state: Tensor) -> Tensor:
+        """Logits of the units of the site at a place, (..., U), from what the gate reads."""
+        site = self.sites[place]
+        name = "all" if self.config.shared else self._name(site)
+        return self.gates[name](state) + self.bias[place, : site.units].float()
 
     def _state(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Tensor:
         """What the gate reads, (B, T or 1, D or H)."""
@@ -161,7 +176,9 @@ class GateRouter(Router):
         return select.rank(logit_BTU, dim=1, valid=self._valid(site, logit_BTU, flow))
 
     def _rank_level(self, hidden_BTD: Tensor, flow: Flow) -> float | Tensor:
-        """The rank above which units are kept: from the dial, or drawn for each sequence."""
+        """The rank above which units are kept: fixed, from the dial, or drawn for each sequence."""
+        if self.config.top is not None:
+            return 1 - (self.config.top - 0.5) / self.sites[0].units  # between two ranks
         if not flow.training:
             return self.level(flow.budget)
         draw_B = flow.uniform_B(hidden_BTD.shape[0], hidden_BTD.device, 10)
@@ -198,5 +215,9 @@ class GateRouter(Router):
         return {"z": torch.stack([objectives.z_loss(each) for each in own]).mean()}
 
 
-def _projections(units: dict[str, int], width: int, hidden: int | None) -> nn.ModuleDict:
-    return nn.ModuleDict({key: Projection(width, hidden, many) for key, many in units.items()})
+def _projections(
+    units: dict[str, int], width: int, hidden: int | None, uneven: bool
+) -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {key: Projection(width, hidden, many, uneven) for key, many in units.items()}
+    )

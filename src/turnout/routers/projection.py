@@ -11,14 +11,15 @@ class Projection(nn.Module):
     """Scores of units from a state. Not an nn.Linear, so adapter tools leave it alone.
 
     The products run in the host's number format, to cost little beside a fast host; what is
-    decided from them is float32.
+    decided from them is float32. uneven: begin with random scores, not with equal ones.
     """
 
-    def __init__(self, width: int, hidden: int | None, units: int) -> None:
+    def __init__(self, width: int, hidden: int | None, units: int, uneven: bool = False) -> None:
         super().__init__()
         inner = hidden or width
         self.inner = nn.Parameter(torch.randn(inner, width) / width**0.5) if hidden else None
-        self.weight = nn.Parameter(torch.zeros(units, inner))
+        first = torch.randn if uneven else torch.zeros
+        self.weight = nn.Parameter(first(units, inner) / inner**0.5)
 
     def forward(self, state: Tensor) -> Tensor:
         """(..., D) to (..., U)."""

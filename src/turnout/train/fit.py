@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
@@ -39,6 +44,7 @@ def fit(
     title: str = "train",
     progress: bool = True,
     say: Callable[[str], None] = print,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> RoutedTrainer:
     """Train a model in place on encoded data and return its trainer.
 
@@ -62,7 +68,8 @@ def fit(
         teacher=data.teacher,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(ProgressLine(title, shown=progress))
+    for callback in (ProgressLine(title, shown=progress), *callbacks):
+        trainer.add_callback(callback)
     if config.tensorboard:
         trainer.add_callback(tensorboard(Path(out) / "logs" if logs is None else logs))
     if routing_of(model) is not None:
@@ -196,13 +203,17 @@ def set_dropout(model: PreTrainedModel, rate: float | None, attention: float | N
 
 
 def freeze(model: PreTrainedModel, what: str) -> None:
-    """Freeze nothing, the embeddings, or the host of a routed model (only routers train)."""
+    """Freeze nothing, the embeddings, all up to the head (``blocks``), or the host of a routed
+    model (only routers train)."""
     model.requires_grad_(True)
-    if what == "embeddings":
+    if what in ("embeddings", "blocks"):
         model.get_input_embeddings().requires_grad_(False)
         embeddings = getattr(model.base_model, "embeddings", None)
         if isinstance(embeddings, nn.Module):
             embeddings.requires_grad_(False)
+    if what == "blocks":
+        for view in blocks_of(model, find_family(model)):
+            view.module.requires_grad_(False)
     elif what == "host" and routing_of(model) is not None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith("turnout."))

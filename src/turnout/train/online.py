@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
+from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of
 from turnout.flow import Flow
 from turnout.objectives.divergence import bernoulli_kl
 from turnout.train.search import policy_of
@@ -193,3 +194,26 @@ class OnlinePolicy:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
         return entry
+
+
+@torch.inference_mode()
+def trusted_reward(
+    model: PreTrainedModel, rows: Sequence[Row], collate: Collate, batch_tokens: int = 4096
+) -> float:
+    """Mean reward of a policy on labelled rows, at the model's budget as it stands: quality - price
+    x share of the work. Raises UserError for a model without a policy, or no rows."""
+    router: Any = policy_of(model)
+    routing: Any = model.turnout
+    if not len(rows):
+        raise UserError("trusted_reward needs at least one labelled row")
+    was_training, total = model.training, 0.0
+    model.eval()
+    try:
+        for group in groups_by_length(lengths_of(rows), batch_tokens):
+            batch = [dict(rows[i]) for i in group]
+            labels = collate(batch)["labels"].to(model.device)
+            logits = model(**inputs_of(model, batch, collate))["logits"]
+            total += float(router.reward(routing.current_flow(), logits, labels).sum())
+    finally:
+        model.train(was_training)
+    return total / len(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from transformers import PreTrainedModel
 from turnout.execute.batches import groups_by_length, inputs_of, lengths_of
 from turnout.execute.span import run_span
 from turnout.routers.base import Router, masked_mean
+from turnout.routers.gate import GateRouter
 from turnout.train.data import Data, listed
 from turnout.train.prices import measured_seconds
+from turnout.train.teach_experts import teach_experts
 from turnout.units.experts import split_by_data
 
 BATCH, MOST = 32, 2048
@@ -34,8 +36,23 @@ def prepare(model: PreTrainedModel, data: Data, say: Callable[[str], None] = pri
             seconds.copy_(measured_seconds(model, router.sites, batch))
             told = ", ".join(f"{1000 * float(value):.1f}" for value in seconds)
             say(f"  milliseconds of each site: {told}")
+        if _chooses_experts(router):
+            held = teach_experts(model, router, batches(data))
+            say(f"  the quarter of the experts that gates like best holds {held:.0%} of the whole")
         if router.fits:
             say(f"  {router.fit(pooled_states(model, router, data))}")
+
+
+def _chooses_experts(router: Router) -> TypeGuard[GateRouter]:
+    """Is this a gate that ranks the experts of a dense network for each token."""
+    config = router.config
+    return (
+        isinstance(router, GateRouter)
+        and router.config.keep == "top-k"
+        and router.config.shape != "recurrent"
+        and (config.site, config.granularity) == ("expert", "token")
+        and not router.sites[0].together
+    )
 
 
 def batches(data: Data) -> Iterator[dict[str, Tensor]]:

@@ -25,6 +25,7 @@ from turnout.execute.routing import Routing
 from turnout.files import read_json
 from turnout.train.config import TrainConfig
 from turnout.train.saving import check_weights, load_weights
+from turnout.units.copies import CopyBank
 
 
 def routing_of(model: nn.Module) -> Routing | None:
@@ -162,9 +163,12 @@ class RoutedTrainer(Trainer):
         target: Any = model if model is not None else self.model
         config, decay = self.train_config, set(self.get_decay_parameter_names(target))
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
+        banks = [bank for bank in target.modules() if isinstance(bank, CopyBank)]
+        copied = {id(parameter) for bank in banks for parameter in bank.parameters()}
         for name, parameter in target.named_parameters():
             if parameter.requires_grad:
-                groups[("turnout." in name, name in decay)].append(parameter)
+                router = "turnout." in name and id(parameter) not in copied
+                groups[(router, name in decay)].append(parameter)
         settings = [
             {
                 "params": parameters,

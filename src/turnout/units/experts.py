@@ -116,16 +116,9 @@ def split_by_data(
     The model computes the same as before, but for rounding. Raises UserError for a model without
     experts, or no data.
     """
-    routing: Any = getattr(model, "turnout", None)
-    wanted = () if routing is None else routing.sites if sites is None else sites
-    by_place = {f"{s.stack}.{s.layer}": s for s in wanted if s.kind == "expert"}
-    if routing is None or not by_place:
-        raise UserError("split_by_data needs a model with a router at site expert")
-    views = {f"{v.stack.name}.{v.layer}": v for v in blocks_of(model, find_family(model))}
-    orders = routing.orders
-    for place, found_KF in _watch(
-        model, {place: views[place] for place in by_place}, batches, how, tokens
-    ).items():
+    views, by_place = _expert_places(model, sites)
+    orders = model.turnout.orders  # type: ignore[union-attr]
+    for place, found_KF in _watch(model, views, batches, how, tokens).items():
         site = by_place[place]
         if how == "coactivation":
             order = clustered_order(found_KF.t(), site.units)
@@ -133,6 +126,36 @@ def split_by_data(
             order = dealt_order(found_KF.sum(0), site.units)
         reorder(views[place], order)
         orders[place].copy_(orders[place][order.to(orders[place].device)])
+
+
+def neuron_importance(
+    model: PreTrainedModel, batches: Iterable[Mapping[str, Any]], tokens: int = 2048
+) -> dict[str, Tensor]:
+    """Sum of |activation x gradient of the loss| of each neuron over up to so many tokens, (F,), in
+    the host's own order, by stack and layer, as ``encoder.0``.
+
+    model: routed at site ``expert``. batches: labelled. Raises UserError as ``split_by_data``.
+    """
+    views, _ = _expert_places(model, None)
+    orders = model.turnout.orders  # type: ignore[union-attr]
+    found = _watch(model, views, batches, "importance", tokens)
+    return {
+        place: torch.empty_like(value_KF[0]).scatter_(0, orders[place], value_KF.sum(0))
+        for place, value_KF in found.items()
+    }
+
+
+def _expert_places(
+    model: PreTrainedModel, sites: Sequence[Site] | None
+) -> tuple[dict[str, BlockView], dict[str, Site]]:
+    """Blocks with sites ``expert``, and the sites, by stack and layer."""
+    routing: Any = getattr(model, "turnout", None)
+    wanted = () if routing is None else routing.sites if sites is None else sites
+    by_place = {f"{s.stack}.{s.layer}": s for s in wanted if s.kind == "expert"}
+    if not by_place:
+        raise UserError("the neurons can be looked at in a model with a router at site expert")
+    views = {f"{v.stack.name}.{v.layer}": v for v in blocks_of(model, find_family(model))}
+    return {place: views[place] for place in by_place}, by_place
 
 
 def _watch(

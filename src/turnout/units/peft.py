@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.files import read_json
-from turnout.hosts.attach import BlockView, blocks_of, find_family
+from turnout.hosts.attach import BlockView, blocks_of, find_family, unit_name
 
 NAMES = ("query", "key", "value", "output", "in", "out")
 PREFIX = "base_model.model."
@@ -121,7 +121,7 @@ def fill(model: PreTrainedModel, loras: Sequence[Lora]) -> None:
         for target, b_all in bank.b.items():
             b_all.zero_()
             paths = {_path(model, view, path): path for n in NAMES for path in _paths(view, n)}
-            full = next(k for k, path in paths.items() if path.replace(".", "_") == target)
+            full = next(k for k, path in paths.items() if unit_name(path) == target)
             for unit, lora in enumerate(loras):
                 if full in lora.layers:
                     a, b = lora.layers[full]

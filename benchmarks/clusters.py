@@ -1,0 +1,114 @@
+"""An adapter a cluster of inputs, against one adapter of the same active, and of the same total size.
+
+A mixture of four data sets (topics, sentiment, kinds of questions, financial sentiment) with the
+labels of all. The host and its head are the same for all arms: MiniLM as it was pretrained, frozen,
+with LoRA units in attention and a new head that learn. Four units of rank 8, one of which serves an
+input by the nearest of four k-means centres; one unit of rank 8; one unit of rank 32; and four
+units by centres drawn at random, which is routing without knowledge.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from common import Benchmark, Row, goal, main
+from datasets_here import MIXTURE, mixture
+from frontier_claim import WORK
+from trained import Study, study
+from transformers import set_seed
+
+import turnout
+from turnout.objectives import ObjectivesConfig
+from turnout.routers.cluster import ClusterRouter
+from turnout.train.config import TrainConfig
+from turnout.train.fit import fit
+from turnout.train.prepare import pooled_states, prepare
+
+UNITS, RANK = 4, 8
+LORA: dict[str, Any] = {"site": "adapter", "form": "lora", "targets": ["query", "value", "in"]}
+ARMS: dict[str, dict[str, Any]] = {
+    "clusters": {"adapters": UNITS, "rank": RANK},
+    "clusters, two serve": {"adapters": UNITS, "rank": RANK, "top": 2},
+    "random centres": {"adapters": UNITS, "rank": RANK},
+    "one, same active size": {"adapters": 1, "rank": RANK},
+    "one, same total size": {"adapters": 1, "rank": UNITS * RANK},
+}
+
+
+def domains(made: Study, split: str) -> np.ndarray:
+    """Which data set each row of a split is of."""
+    labels = made.task.references(made.raw[split])
+    return np.array([made.task.labels[label].split(":")[0] for label in labels])
+
+
+def measure(benchmark: Benchmark, seed: int) -> Iterator[Row]:
+    """Every arm of one seed."""
+    quick = "-quick" if benchmark.quick else ""
+    name = f"clusters-{seed}{quick}"
+    fields = mixture(benchmark.folder, WORK / f"{name}-data", seed, benchmark.quick)
+    for arm, config in ARMS.items():
+        set_seed(seed)
+        made, model = study(fields)
+        turnout.install(model, [{"kind": "cluster", **LORA, **config, "seed": seed}])
+        (router,) = model.turnout.all_routers()
+        assert isinstance(router, ClusterRouter)
+        if arm != "random centres":
+            prepare(model, made.data)
+        settings = TrainConfig(
+            epochs=1.0 if benchmark.quick else 2.0,
+            learning_rate=1e-3,
+            router_learning_rate=1e-3,
+            dropout=0.0,
+            freeze="blocks",
+            seed=seed,
+        )
+        fit(model, made.data, settings, ObjectivesConfig(), WORK / name / arm, title=arm)
+        right = made.right(model.eval())
+        where = domains(made, "test")
+        found = {domain: float(right[where == domain].mean()) for domain in MIXTURE}
+        trained = sum(p.numel() for p in model.turnout.units.parameters())
+        yield {
+            "seed": seed,
+            "arm": arm,
+            "accuracy": statistics.fmean(found.values()),
+            **{f"accuracy_{d}": value for d, value in found.items()},
+            "adapter_parameters": trained,
+            "adapter_parameters_active": trained * config.get("top", 1) // config["adapters"],
+            "purity": purity(router, made, model),
+        }
+
+
+def purity(router: ClusterRouter, made: Study, model: Any) -> float:
+    """Share of the training rows that are of the commonest data set of their cluster."""
+    pooled = torch.from_numpy(pooled_states(model, router, made.data))
+    cluster = router.weight_BU(pooled).argmax(-1).numpy()
+    where = domains(made, "train")
+    common = [max((where[cluster == c] == d).sum() for d in MIXTURE) for c in set(cluster)]
+    return float(sum(common) / len(where))
+
+
+def run() -> None:
+    benchmark = Benchmark("clusters", "an adapter a cluster beats one adapter", (0, 1, 2))
+    for seed in benchmark.seeds:
+        if benchmark.find(seed=seed) is None:
+            benchmark.add(measure(benchmark, seed))
+
+    def gain(other: str) -> dict[str, Any]:
+        by_seed = [
+            next(r["accuracy"] for r in benchmark.rows if r["seed"] == s and r["arm"] == "clusters")
+            - next(r["accuracy"] for r in benchmark.rows if r["seed"] == s and r["arm"] == other)
+            for s in sorted({r["seed"] for r in benchmark.rows})
+        ]
+        spread = {"low": min(by_seed), "high": max(by_seed), "seeds": len(by_seed)}
+        return {**goal(statistics.fmean(by_seed), at_least=0.0), "over_seeds": spread}
+
+    others = [arm for arm in ARMS if arm != "clusters"]
+    benchmark.finish({f"accuracy, clusters minus {other}": gain(other) for other in others})
+
+
+if __name__ == "__main__":
+    main(run)

