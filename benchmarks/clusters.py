@@ -1,4 +1,4 @@
-"""An adapter a cluster of inputs, against one adapter of the same active, and of the same total size.
+"""An adapter a cluster of inputs, against one of the same active, and of the same total size.
 
 A mixture of four data sets (topics, sentiment, kinds of questions, financial sentiment) with the
 labels of all. The host and its head are the same for all arms: MiniLM as it was pretrained, frozen,

@@ -95,9 +95,7 @@ def mixture(data: Callable[[str], Path], out: Path, seed: int, quick: bool) -> d
             lines = Path(task[split]).read_text(encoding="utf-8").splitlines()
             each = [json.loads(line) for line in lines]
             order = np.random.default_rng(seed if split != "test" else 0).permutation(len(each))
-            found += [
-                (each[i]["text"], f"{name}:{each[i]['label']}") for i in order[: most[split]]
-            ]
+            found += [(each[i]["text"], f"{name}:{each[i]['label']}") for i in order[: most[split]]]
     return _files(rows, out, seed, max_length=64)
 
 
@@ -119,9 +117,7 @@ def _write(
     return _files(parts, out, seed, max_length)
 
 
-def _files(
-    parts: dict[str, list[Pair]], out: Path, seed: int, max_length: int
-) -> dict[str, Any]:
+def _files(parts: dict[str, list[Pair]], out: Path, seed: int, max_length: int) -> dict[str, Any]:
     """A file a split, and the task of a recipe that reads them."""
     out.mkdir(parents=True, exist_ok=True)
     task: dict[str, Any] = {"kind": "classification", "max_length": max_length, "seed": seed}

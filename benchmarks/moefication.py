@@ -30,11 +30,10 @@ from trained import dense_host, trained_from
 
 import turnout
 from turnout.hosts.attach import blocks_of, find_family
-from turnout.objectives import ObjectivesConfig
 from turnout.train.config import TrainConfig
 from turnout.train.prepare import batches, prepare
 from turnout.train.teach_experts import teach_experts
-from turnout.units.experts import dealt_order, neuron_importance, reorder, split_by_data
+from turnout.units.experts import neuron_importance, reorder, split_by_data
 
 SHARE, EXPERTS = 0.25, 16
 GATE = {
@@ -169,7 +168,7 @@ def minilm(benchmark: Benchmark, seed: int) -> Iterator[Row]:
             WORK / name / arm,
             title=arm,
         )
-    for arm, model in models.items():
+    for model in models.values():
         if hasattr(model, "turnout"):
             model.turnout.budget = SHARE
     test = study.data.collate([dict(row) for row in study.test[:64]])
@@ -201,7 +200,9 @@ def perplexity(model: Any, ids_NT: Tensor) -> float:
     total = 0.0
     for part in ids_NT.split(4):
         logits = model(input_ids=part[:, :-1])["logits"]
-        total += float(F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum"))
+        total += float(
+            F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum")
+        )
     return math.exp(total / ids_NT[:, 1:].numel())
 
 
@@ -263,7 +264,9 @@ def language(benchmark: Benchmark) -> Iterator[Row]:
     base = perplexity(dense, test)
     for arm in ARMS:
         model = change(arm, deepcopy(dense)).eval()
-        spent = times(dense, {arm: model}, {"input_ids": test[:4, :-1]}, 1 if benchmark.quick else 7)
+        spent = times(
+            dense, {arm: model}, {"input_ids": test[:4, :-1]}, 1 if benchmark.quick else 7
+        )
         for state in ("as it is", "trained"):
             if state == "trained":
                 tune(model, dense, seen, 1e-4, arm)

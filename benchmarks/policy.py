@@ -135,7 +135,9 @@ def curve_row(dense: Any, study: Study, benchmark: Benchmark, seed: int, out: Pa
     }
 
 
-def feedback(model: Any, online: OnlinePolicy, rows: Sequence[Any], study: Study, sign: float) -> None:
+def feedback(
+    model: Any, online: OnlinePolicy, rows: Sequence[Any], study: Study, sign: float
+) -> None:
     """A stream of examples and their rewards, a batch at a time."""
     (router,) = model.turnout.all_routers()
     for start in range(0, len(rows), BATCH):
@@ -147,7 +149,9 @@ def feedback(model: Any, online: OnlinePolicy, rows: Sequence[Any], study: Study
         online.update(flow, sign * router.reward(flow, logits, labels))
 
 
-def shift_rows(dense: Any, study: Study, benchmark: Benchmark, seed: int, out: Path) -> Iterator[Row]:
+def shift_rows(
+    dense: Any, study: Study, benchmark: Benchmark, seed: int, out: Path
+) -> Iterator[Row]:
     """The shift and the attack of one seed."""
     labels = study.task.labels
 
@@ -194,7 +198,9 @@ def shift_rows(dense: Any, study: Study, benchmark: Benchmark, seed: int, out: P
         }
 
 
-def frontier_rows(benchmark: Benchmark, fields: dict[str, Any], seed: int, out: Path) -> Iterator[Row]:
+def frontier_rows(
+    benchmark: Benchmark, fields: dict[str, Any], seed: int, out: Path
+) -> Iterator[Row]:
     """Policy and gate on the frozen host, measured in one run."""
     config = settings(benchmark, seed)
     recipe = Recipe.model_validate(

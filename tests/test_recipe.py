@@ -125,7 +125,8 @@ MISTAKES = {
     ),
     "a bare yes": (
         ("learning_rate: 3e-4", "freeze: no"),
-        "train.freeze: found False; it should be 'none', 'embeddings', 'blocks' or 'host' (YAML reads a bare",
+        "train.freeze: found False; it should be 'none', 'embeddings', 'blocks' or 'host' (YAML "
+        "reads a bare",
     ),
     "unknown kind": (
         ("kind: gate", "kind: gates"),

@@ -104,7 +104,7 @@ def split(view: BlockView, routing: Routing, sites: dict[str, Site]) -> None:
 
 
 def _attach_experts(view: BlockView, routing: Routing, site: Site, handle: BlockHandle) -> None:
-    """The linear layers of the ffn: their neurons in the order of the experts, or copies of them."""
+    """The linear layers of the ffn: neurons in the order of the experts, or copies of all."""
     config, scope = routing.config_of(site), handle.scopes["ffn"]
     device = next(view.module.parameters()).device
     bank = CopyBank(view, config.experts).to(device) if config.split == "copied" else None

@@ -33,7 +33,7 @@ def routed(host: Host, **more: Any) -> PreTrainedModel:
 def shake(model: Any) -> None:
     """Make the copies differ."""
     generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.turnout.units.named_parameters():
+    for parameter in model.turnout.units.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
 
 

@@ -27,15 +27,16 @@ from turnout.routers.projection import DepthCell, Projection
 
 
 class GateConfig(RouterConfig):
-    """shape: a linear map, an MLP with one hidden layer, or a recurrent cell along depth, which
-    all layers share. shared: one gate for all layers (told the layer by a learned bias) or one per
+    """shape: a linear map, an MLP with one hidden layer, or a recurrent cell along depth, which all
+    layers share. shared: one gate for all layers (told the layer by a learned bias) or one per
     layer. open: initial logit, so that all runs at first. temperature: of the sampling noise in
     training; 0 decides by the threshold as in inference. keep: units above a threshold; the
     ``top-k`` units of a token or sequence; or ``expert-choice``: each unit takes its best tokens
-    (encoders only). top: keep so many, whatever the budget; None = the budget says. least: smallest share that the last two keep in training, where the share is
-    drawn anew for each sequence. noise: learned noise on top-k's logits in training. modulate:
-    scale what runs by its score. capacity: a unit takes at most this many times the mean load of
-    a sequence (encoders only); None = no token is ever dropped."""
+    (encoders only). top: keep so many, whatever the budget; None = the budget says. least:
+    smallest share that the last two keep in training, where the share is drawn anew for each
+    sequence. noise: learned noise on top-k's logits in training. modulate: scale what runs by its
+    score. capacity: a unit takes at most this many times the mean load of a sequence (encoders
+    only); None = no token is ever dropped."""
 
     kind: Literal["gate"] = "gate"
     shape: Literal["linear", "mlp", "recurrent"] = "linear"

@@ -29,7 +29,7 @@ except ImportError:
     raise UserError("turnout.train.env needs Gymnasium: pip install 'turnout[rl]'") from None
 
 
-class RoutingEnv(gymnasium.Env[np.ndarray, int]):
+class RoutingEnv(gymnasium.Env[np.ndarray, np.int64]):
     """Episodes over labelled rows, drawn at random, or in their order with ``shuffle=False``.
 
     model: a host routed at site ``layer`` by one router, whose blocks are the decisions; that
@@ -84,7 +84,7 @@ class RoutingEnv(gymnasium.Env[np.ndarray, int]):
         return self._observe(), {"row": row}
 
     @torch.inference_mode()
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int | np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Run or skip the next block; the last step pays the quality."""
         site, runs = self.sites[self._place], bool(action)
         last = self._place == len(self.sites) - 1

@@ -113,7 +113,9 @@ def teach_experts(
     """
     config = router.config
     if config.site != "expert" or config.granularity != "token" or config.shape == "recurrent":
-        raise UserError("teach_experts needs a gate at site expert, granularity: token, not recurrent")
+        raise UserError(
+            "teach_experts needs a gate at site expert, granularity: token, not recurrent"
+        )
     watch = watch_experts(model, router, batches, tokens)
     parameters = [p for name, p in router.named_parameters() if not name.startswith("spread")]
     optimizer = torch.optim.Adam(parameters, lr=rate)
@@ -134,7 +136,5 @@ def teach_experts(
     return sum(kept) / len(kept)
 
 
-def _shuffled(
-    count: int, generator: torch.Generator, device: torch.device
-) -> tuple[Tensor, ...]:
+def _shuffled(count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, ...]:
     return torch.randperm(count, generator=generator).to(device).split(512)

@@ -10,7 +10,6 @@ The bias of the outgoing projection stays the host's.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from turnout.hosts.attach import BlockView, unit_name

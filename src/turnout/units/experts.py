@@ -117,7 +117,8 @@ def split_by_data(
     experts, or no data.
     """
     views, by_place = _expert_places(model, sites)
-    orders = model.turnout.orders  # type: ignore[union-attr]
+    routing: Any = model.turnout
+    orders = routing.orders
     for place, found_KF in _watch(model, views, batches, how, tokens).items():
         site = by_place[place]
         if how == "coactivation":
@@ -137,7 +138,8 @@ def neuron_importance(
     model: routed at site ``expert``. batches: labelled. Raises UserError as ``split_by_data``.
     """
     views, _ = _expert_places(model, None)
-    orders = model.turnout.orders  # type: ignore[union-attr]
+    routing: Any = model.turnout
+    orders = routing.orders
     found = _watch(model, views, batches, "importance", tokens)
     return {
         place: torch.empty_like(value_KF[0]).scatter_(0, orders[place], value_KF.sum(0))
