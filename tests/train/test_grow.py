@@ -16,11 +16,18 @@ from turnout.train.grow import add_cluster, cluster_of, only_unit
 HOST = BY_NAME["bert"]
 
 
-def routed() -> Any:
-    model = turnout.install(HOST.build(), [{"kind": "cluster", "adapters": 2}])
+KINDS: dict[str, dict[str, Any]] = {
+    "adapters": {"kind": "cluster", "adapters": 2},
+    "copies": {"kind": "cluster", "site": "expert", "experts": 2, "split": "copied"},
+}
+every_kind = pytest.mark.parametrize("kind", list(KINDS))
+
+
+def routed(kind: str = "adapters") -> Any:
+    model = turnout.install(HOST.build(), [KINDS[kind]])
     generator = torch.Generator().manual_seed(0)
     for parameter in model.turnout.units.parameters():
-        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
     return model
 
 
@@ -32,8 +39,9 @@ def embedded(model: Any) -> torch.Tensor:
     return router.embed(hidden, None)
 
 
-def test_a_new_cluster_takes_its_own_and_leaves_the_rest() -> None:
-    model = routed()
+@every_kind
+def test_a_new_cluster_takes_its_own_and_leaves_the_rest(kind: str) -> None:
+    model = routed(kind)
     pooled = embedded(model)
     cluster_of(model).fit(pooled[:2].numpy())
     grown = add_cluster(model, pooled[2:].numpy())
@@ -43,12 +51,13 @@ def test_a_new_cluster_takes_its_own_and_leaves_the_rest() -> None:
         plain = HOST.build()(**HOST.inputs("none"))["logits"]
     assert cluster_of(grown).weight_BU(pooled).argmax(1).tolist()[2] == 2
     torch.testing.assert_close(after[:2], before[:2])
-    torch.testing.assert_close(after[2], plain[2])  # a fresh adapter adds nothing
+    torch.testing.assert_close(after[2], plain[2])  # a fresh unit changes nothing
     assert cluster_of(model).count == 2 and cluster_of(grown).count == 3
 
 
-def test_only_the_new_adapter_learns() -> None:
-    model = routed()
+@every_kind
+def test_only_the_new_unit_learns(kind: str) -> None:
+    model = routed(kind)
     grown = add_cluster(model, embedded(model)[2:].numpy())
     start = {key: value.clone() for key, value in grown.state_dict().items()}
     with only_unit(grown, 2) as parameters:
@@ -70,7 +79,7 @@ def test_what_cannot_grow_is_refused() -> None:
     with pytest.raises(UserError, match="of kind cluster"):
         add_cluster(turnout.install(HOST.build(), ["gate"]), np.zeros((1, 32)))
     experts = turnout.install(HOST.build(), [{"kind": "cluster", "site": "expert", "experts": 4}])
-    with pytest.raises(UserError, match="at site adapter"):
+    with pytest.raises(UserError, match="units of their own"):
         add_cluster(experts, np.zeros((1, 32)))
     for rows in (np.zeros((0, 32)), np.full((2, 32), np.nan)):
         with pytest.raises(UserError, match="at least one row, and finite"):

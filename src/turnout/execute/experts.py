@@ -64,29 +64,22 @@ class ExpertPlan:
         return flat if index_N is None else flat.index_select(0, index_N)
 
     def into(
-        self, x: Tensor, index_N: Tensor | None, weight: Tensor, bias: Tensor | None, halves: int
+        self, x: Tensor, index_N: Tensor | None, weight_HEFD: Tensor, bias_HEF: Tensor | None
     ) -> Tensor:
-        """Neurons of the pairs that run, (P, halves * F / E), from rows, all or packed."""
+        """Neurons of the pairs that run, (P, H * F), from rows, all or packed. H: projections fused
+        in one; F: neurons of an expert."""
         self.leading = x.shape[:-1]
         if self.pairs is None:
             self.pairs = pairs_of(self.weight_RE(index_N))
         x_PD = x.reshape(-1, x.shape[-1]).index_select(0, self.pairs.row_P)
-        biases = (None,) * halves if bias is None else bias.chunk(halves)
-        found = [
-            self._half(x_PD, part, own)
-            for part, own in zip(weight.chunk(halves), biases, strict=True)
-        ]
-        return found[0] if halves == 1 else torch.cat(found, -1)
-
-    def _half(self, x_PD: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """One fused projection: its neurons of the pairs that run, (P, F / E)."""
-        assert self.pairs is not None
-        counts = self.pairs.counts
-        found_PF = grouped(x_PD, weight.view(self.experts, -1, weight.shape[1]), counts)
-        if bias is None:
-            return found_PF
-        each = torch.tensor(counts, device=bias.device)
-        return found_PF + bias.view(self.experts, -1).repeat_interleave(each, 0)
+        found = []
+        for half, weight_EFD in enumerate(weight_HEFD):
+            found_PF = grouped(x_PD, weight_EFD, self.pairs.counts)
+            if bias_HEF is not None:
+                each = torch.tensor(self.pairs.counts, device=x_PD.device)
+                found_PF = found_PF + bias_HEF[half].repeat_interleave(each, 0)
+            found.append(found_PF)
+        return found[0] if len(found) == 1 else torch.cat(found, -1)
 
     def out(self, found_PF: Tensor, columns_EDF: Tensor, bias: Tensor | None) -> Tensor:
         """What the experts of each row found, added up with their weights: (R, D)."""
@@ -116,12 +109,19 @@ class ExpertIn(ExpertLeaf):
         plan, copies = scope.experts, self._turnout_copies
         if plan is None or (is_reference() and copies is None):
             return super().forward(x)
-        weight, bias = matrix_of(self) if copies is None else copies[0].rows(copies[1])
+        if copies is None:
+            weight, bias = matrix_of(self)
+            shape = (self._turnout_halves, plan.experts, -1)
+            weight_HEFD = weight.view(*shape, weight.shape[1])
+            bias_HEF = None if bias is None else bias.view(shape)
+        else:
+            weight_HEFD, bias_HEF = copies[0].rows(copies[1])
         if is_reference():
-            return F.linear(x, weight, bias)
+            flat = None if bias_HEF is None else bias_HEF.flatten()
+            return F.linear(x, weight_HEFD.flatten(0, 2), flat)
         if scope.index_N is not None and x.ndim > 2:
             x = gather(x, scope.index_N)
-        return plan.into(x, scope.index_N, weight, bias, self._turnout_halves)
+        return plan.into(x, scope.index_N, weight_HEFD, bias_HEF)
 
 
 class ExpertOut(ExpertLeaf):

@@ -19,19 +19,21 @@ from turnout.routers.cluster import ClusterRouter
 
 @torch.no_grad()
 def add_cluster(model: PreTrainedModel, pooled_ND: np.ndarray) -> PreTrainedModel:
-    """A copy of a model with one more cluster, and a fresh adapter for it in each block.
+    """A copy of a model with one more cluster, and a fresh unit for it in each block.
 
-    model: routed by one router of kind cluster at site adapter. pooled_ND: embedded rows of the new
-    cluster (see ``train.prepare.pooled_states``). Centres and adapters of the others stay as they
-    are; inputs that are nearest to the new centre go to the new adapter, which adds nothing until
-    it is trained. Raises UserError for another model, or rows that are empty or not finite.
+    model: routed by one router of kind cluster whose units are its own: adapters, or copies of the
+    feed-forward networks. pooled_ND: embedded rows of the new
+    cluster (see ``train.prepare.pooled_states``). Centres and units of the others stay as they are;
+    inputs that are nearest to the new centre go to the new unit, which leaves the host as it is
+    until it is trained. Raises UserError for another model, or rows that are empty or not finite.
     """
     old = cluster_of(model)
     if not len(pooled_ND) or not np.isfinite(pooled_ND).all():
         raise UserError("a new cluster needs at least one row, and finite states")
     before: Any = model.turnout
     grown = uninstall(deepcopy(model))
-    config = old.config.model_copy(update={"adapters": old.count + 1})
+    many = "adapters" if old.config.site == "adapter" else "experts"
+    config = old.config.model_copy(update={many: old.count + 1})
     install(grown, [config])
     new, after = cluster_of(grown), _routing(grown)
     for name, bank in after.units.named_parameters():
@@ -48,7 +50,7 @@ def add_cluster(model: PreTrainedModel, pooled_ND: np.ndarray) -> PreTrainedMode
 
 @contextmanager
 def only_unit(model: PreTrainedModel, unit: int) -> Iterator[list[Tensor]]:
-    """Inside, only one adapter of each block learns; yields the parameters to give an optimizer.
+    """Inside, only one unit of each block learns; yields the parameters to give an optimizer.
 
     The others get a gradient of exactly 0, so an optimizer without weight decay leaves them as
     they are, bit for bit.
@@ -76,12 +78,16 @@ def only_unit(model: PreTrainedModel, unit: int) -> Iterator[list[Tensor]]:
 
 
 def cluster_of(model: PreTrainedModel) -> ClusterRouter:
-    """The cluster router of a model. Raises UserError unless it is its only one, over adapters."""
+    """The cluster router of a model. Raises UserError unless it is its only one, over units of its
+    own."""
     routers = _routing(model).all_routers() if hasattr(model, "turnout") else []
     if len(routers) != 1 or not isinstance(routers[0], ClusterRouter):
         raise UserError("this needs a host with one router, of kind cluster")
-    if routers[0].config.site != "adapter":
-        raise UserError("clusters can be added at site adapter; experts share what the host has")
+    if not len(_routing(model).units):
+        raise UserError(
+            "this needs clusters with units of their own: at site adapter, or experts with "
+            "split: copied; other units share what the host has"
+        )
     return routers[0]
 
 

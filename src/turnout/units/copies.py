@@ -19,7 +19,7 @@ from turnout.hosts.linear import matrix_of
 class CopyBank(nn.Module):
     """The copies of one block's network. E: copies; H: projections fused in one matrix.
 
-    into: ``unit_name`` of a projection into the neurons -> (H, E, F, D); bias: (H, E, F).
+    into: ``unit_name`` of a projection into the neurons -> (E, H, F, D); bias: (E, H, F).
     out: (E, D, F).
     """
 
@@ -30,21 +30,20 @@ class CopyBank(nn.Module):
         for path, module in into:
             name = unit_name(path)
             weight, bias = matrix_of(module)
-            self.into[name] = _copied(weight.view(view.halves, 1, -1, weight.shape[1]), 1, copies)
+            self.into[name] = _copied(weight.view(view.halves, -1, weight.shape[1]), copies)
             if bias is not None:
-                self.bias[name] = _copied(bias.view(view.halves, 1, -1), 1, copies)
-        self.out = _copied(matrix_of(out)[0][None], 0, copies)
+                self.bias[name] = _copied(bias.view(view.halves, -1), copies)
+        self.out = _copied(matrix_of(out)[0], copies)
 
     def rows(self, name: str) -> tuple[Tensor, Tensor | None]:
-        """All copies of a projection into the neurons as one: weight (H * E * F, D) and bias."""
-        weight = self.into[name]
-        bias = self.bias[name].flatten() if name in self.bias else None
-        return weight.view(-1, weight.shape[-1]), bias
+        """All copies of a projection into the neurons: weight (H, E, F, D) and bias (H, E, F)."""
+        bias = self.bias[name].transpose(0, 1) if name in self.bias else None
+        return self.into[name].transpose(0, 1), bias
 
     def columns(self) -> Tensor:
         """All copies of the projection out of the neurons as one, (D, E * F)."""
         return self.out.transpose(0, 1).flatten(1)
 
 
-def _copied(weight: Tensor, dim: int, copies: int) -> nn.Parameter:
-    return nn.Parameter(weight.detach().repeat_interleave(copies, dim).clone())
+def _copied(weight: Tensor, copies: int) -> nn.Parameter:
+    return nn.Parameter(weight.detach().expand(copies, *weight.shape).clone())
