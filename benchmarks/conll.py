@@ -23,14 +23,12 @@ def recipe(task: dict[str, Any], seed: int, quick: bool) -> Any:
         "task": task,
         "routers": [{"kind": "exit", "hold_first": 1}],
         "train": {
-            "epochs": 1.0 if quick else 6.0,
+            "epochs": 1.0 if quick else 4.0,
             "routed_epochs": 1.0 if quick else 3.0,
             # the host is the cut model that it is compared with; only the heads train on it
             "routed_layers": "first-5",
             "routed_start": "cut",
             "routed_freeze": "host",
-            "dropout": 0.1,
-            "attention_dropout": 0.0,
             "freeze": "none" if not quick else "embeddings",
             "learning_rate": 3e-4,
             "routed_learning_rate": 1e-4,
