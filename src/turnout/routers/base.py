@@ -69,13 +69,15 @@ class Router(nn.Module, ABC):
     """Decides at the sites it serves. Final classes set ``Config`` and write ``decide``.
 
     levels: calibrated dial, pairs (share of the routed work, threshold on the score), share
-    descending; empty = not calibrated, or a router whose dial needs none. scored: routes come
-    from comparing a score with a threshold. ceiling: the largest score there can be. token_memory:
-    names in ``flow.memory`` whose second dimension is T.
+    descending; empty = not calibrated, or a router whose dial needs none. scored: routes come from
+    comparing a score with a threshold. ceiling: the largest score there can be. pools: decisions
+    for a sequence are taken from a summary of all of its tokens. token_memory: names in
+    ``flow.memory`` whose second dimension is T.
     """
 
     Config: ClassVar[type[RouterConfig]]
     scored: ClassVar[bool] = False
+    pools: ClassVar[bool] = True
     token_memory: frozenset[str] = frozenset()
 
     def __init__(self, config: RouterConfig, sites: tuple[Site, ...], host: HostShape) -> None:

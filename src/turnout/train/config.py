@@ -18,23 +18,23 @@ class TrainConfig(BaseModel):
     """Training of the dense host and of the routed model.
 
     epochs: of the dense host; 0 takes it as it is, trained for this task already. routed_epochs:
-    of the routed model, which starts from it (None = as many). routed_layers: the routed
-    model starts from the dense host cut to these layers, as ``first-4``: where deeper ones add
-    nothing, no input need run them (None = all). routed_start: ``cut`` trains that cut model first,
-    as measuring does, and the routed model starts from it. max_steps: of each training.
-    accumulate: batches to a step. learning_rate: of the host; routed_learning_rate: of the host in
-    the routed model and in cut models, which start from the trained one (None = the same);
+    of the routed model, which starts from it (None = as many). routed_layers: the routed model
+    starts from the dense host cut to these layers, as ``first-4``: where deeper ones add nothing,
+    no input need run them (None = all). routed_start: ``cut`` trains that cut model first, as
+    measuring does, and the routed model starts from it. max_steps: of each training. accumulate:
+    batches to a step. learning_rate: of the host; routed_learning_rate: of the host in the routed
+    model and in cut models, which start from the trained one (None = the same);
     router_learning_rate: of the routers. warmup: share of the steps. clip: largest norm of the
     gradient. dropout: replaces the host's dropout (0 is much faster on a CPU); None keeps it.
     attention_dropout: another rate inside of attention (0 keeps torch's fused kernel on a CPU).
     freeze: ``embeddings`` trains all but the embeddings (much faster on a CPU), ``host`` trains
     only the routers once the dense host is trained; routed_freeze: the same for the routed model
-    alone (None = as ``freeze``). budget: share of the work that gates learn to
-    spend, reached after ``anneal`` of the steps, and the budget that a loaded model starts with.
-    precision: ``auto`` times real steps in fp32 and bf16 and takes the faster. evaluate_every:
-    steps between validations; None = at the end only. patience: validations without a gain before
-    training stops and the best weights come back; None = never (with it, None above is an epoch).
-    save_every: steps between checkpoints; None = an epoch; with patience, each validation.
+    alone (None = as ``freeze``). budget: share of the work that gates learn to spend, reached
+    after ``anneal`` of the steps, and the budget that a loaded model starts with. precision:
+    ``auto`` times real steps in fp32 and bf16 and takes the faster. evaluate_every: steps between
+    validations; None = an epoch. patience: validations without a gain before training stops and
+    the best weights come back; None = never. save_every: steps between checkpoints; None = an
+    epoch; with patience, each validation.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
