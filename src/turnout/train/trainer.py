@@ -205,7 +205,8 @@ class RoutedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        if "input_ids" not in rows.column_names:  # images and sound: in any order
+        # images, sound, and data sets of one's own have no lengths to group by
+        if "input_ids" not in getattr(rows, "column_names", ()):
             return super()._get_train_sampler(train_dataset)  # type: ignore[return-value]
         group = self.args.train_batch_size * self.args.gradient_accumulation_steps
         lengths = [len(ids) for ids in rows["input_ids"]]
