@@ -33,7 +33,7 @@ class Benchmark:
         parser.add_argument("--fresh", action="store_true", help="forget rows measured before")
         options = parser.parse_args()
         self.name, self.claim, self.quick = name, claim, options.quick
-        self.data = Path(options.data)
+        self.data, self.fresh = Path(options.data), options.fresh
         default = list(seeds)[:1] if options.quick else list(seeds)
         self.seeds: list[int] = options.seeds or default
         stem = f"{name}.quick" if self.quick else name
@@ -51,8 +51,9 @@ class Benchmark:
 
     def add(self, rows: Iterable[Row]) -> None:
         """Rows that were measured together; written at once."""
+        commit = _commit()
         for row in rows:
-            self.rows.append(row)
+            self.rows.append({**row, "commit": commit})
             print(", ".join(f"{k}={_short(v)}" for k, v in row.items()), flush=True)
         self._write({}, ())
 

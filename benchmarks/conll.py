@@ -29,8 +29,6 @@ def recipe(task: dict[str, Any], seed: int, quick: bool) -> Any:
             "routed_layers": "first-4",
             "routed_start": "cut",
             "routed_freeze": "host",
-            "dropout": 0.1,
-            "attention_dropout": 0.0,
             "freeze": "none" if not quick else "embeddings",
             "learning_rate": 3e-4,
             "routed_learning_rate": 1e-4,

@@ -9,6 +9,7 @@ the plainly trained model.
 from __future__ import annotations
 
 import random
+import shutil
 import statistics
 import string
 from typing import Any
@@ -107,6 +108,8 @@ def measure(benchmark: Benchmark, seed: int) -> list[Row]:
         if trained == "random":
             turnout.install(model, [JUMP])
         out = WORK / f"random-{trained}-{seed}{'-quick' if benchmark.quick else ''}"
+        if benchmark.fresh:
+            shutil.rmtree(out, ignore_errors=True)  # of other settings, perhaps
         data = encode(task, raw, tokenizer)
         fit(model, data, config, ObjectivesConfig(), out, title=trained)
         rows.append(_row(model, task, tokenizer, raw["test"], trained, seed))

@@ -198,6 +198,19 @@ HOSTS = (
         ),
         "speech",
     ),
+    Host(
+        "wav2vec2_stable",
+        "Wav2Vec2ForSequenceClassification",
+        lambda: hf.Wav2Vec2Config(
+            hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4,
+            intermediate_size=48, conv_dim=(16, 16), conv_stride=(4, 4), conv_kernel=(8, 4),
+            num_feat_extract_layers=2, num_conv_pos_embeddings=8,
+            num_conv_pos_embedding_groups=4, layerdrop=0.0, feat_extract_norm="layer",
+            classifier_proj_size=16, mask_time_prob=0.0, initializer_range=0.2,
+            do_stable_layer_norm=True,
+        ),
+        "speech",
+    ),
 )  # fmt: skip
 BY_NAME = {host.name: host for host in HOSTS}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -81,6 +82,33 @@ def test_predict_from_a_file_and_from_standard_input(folder: Path) -> None:
     again = call("predict", folder / "run", "--input", "-", "--trace", input=text)
     found = [json.loads(line) for line in again.stdout.splitlines()]
     assert [row["prediction"] for row in found] == [row["prediction"] for row in rows]
+
+
+def test_predict_tells_the_share_and_refuses_a_folder_before_the_work(
+    folder: Path, tmp_path: Path
+) -> None:
+    words = ["predict", folder / "run", "--input", folder / "test.csv"]
+    done = call(*words, "--budget", "1")
+    assert "share of the routed work that was spent: 1.000" in done.stderr
+    (tmp_path / "file").write_text("")
+    done = call(*words, "--output", tmp_path / "file" / "rows.jsonl")
+    assert done.exit_code == 2 and "cannot make the folder" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_predict_to_a_full_disk(folder: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "turnout",
+        "predict",
+        folder / "run",
+        "-i",
+        folder / "test.csv",
+    ]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2 and "cannot write to standard output: No space left" in done.stderr
 
 
 def test_predict_at_a_budget_into_a_file(folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from turnout.errors import UserError
-from turnout.files import atomic_dir, make_folder, read_json, require_file, write_json, write_text
+from turnout.files import (
+    atomic_dir,
+    make_folder,
+    read_bytes,
+    read_json,
+    require_file,
+    write_json,
+    write_text,
+)
 
 
 def test_json_round_trip_and_no_leftovers(tmp_path):
@@ -48,6 +56,12 @@ def test_read_json_says_where(tmp_path):
     (tmp_path / "b.json").write_bytes(b'"\xff"')
     with pytest.raises(UserError, match=r"b\.json is not UTF-8"):
         read_json(tmp_path / "b.json")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no /proc here")
+def test_a_file_that_cannot_be_read_is_told():
+    with pytest.raises(UserError, match="cannot read /proc/self/mem"):
+        read_bytes("/proc/self/mem")
 
 
 def test_a_missing_file_offers_the_nearest_names(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hosts_table import BY_NAME
 import turnout
 from turnout.install import parse_router
 from turnout.routers.gate import GateConfig
+from turnout.routers.random_skip import RandomSkipConfig, RandomSkipRouter
 
 
 def test_a_router_is_a_name_a_dict_or_a_config() -> None:
@@ -102,17 +104,52 @@ def test_what_is_no_transformers_model_is_refused() -> None:
         turnout.install(torch.nn.Linear(2, 2), ["gate"])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "name, field, value",
-    [("bert", "chunk_size_feed_forward", 4), ("wav2vec2", "layerdrop", 0.1)],
-)
-def test_a_config_that_the_record_cannot_serve_is_refused(
-    name: str, field: str, value: object
-) -> None:
-    model = BY_NAME[name].build()
-    setattr(model.config, field, value)
-    with pytest.raises(turnout.UserError, match=f"config.{field} = {value!r}"):
+def test_a_config_that_the_record_cannot_serve_is_refused() -> None:
+    model = BY_NAME["bert"].build()
+    model.config.chunk_size_feed_forward = 4
+    with pytest.raises(turnout.UserError, match=r"config\.chunk_size_feed_forward = 4"):
         turnout.install(model, ["random-skip"])
+
+
+def test_a_host_that_leaves_out_blocks_itself_serves_but_does_not_train() -> None:
+    host = BY_NAME["wav2vec2"]
+    model = host.build()
+    model.config.layerdrop = 0.1  # the default of this family
+    turnout.install(model, "random-skip")
+    model(**host.inputs())
+    with pytest.raises(turnout.UserError, match=r"config.layerdrop is 0.1.*layerdrop=0.0"):
+        model.train()(**host.inputs())
+
+
+def test_decisions_that_see_later_tokens_are_told() -> None:
+    with pytest.warns(UserWarning, match="later ones would then decide for earlier ones"):
+        turnout.install(BY_NAME["llama"].build(), "gate")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        turnout.install(BY_NAME["llama"].build(), {"kind": "gate", "granularity": "token"})
+        turnout.install(BY_NAME["llama"].build(), "random-skip")
+        turnout.install(BY_NAME["t5"].build(), {"kind": "gate", "stack": "encoder"})
+        turnout.install(BY_NAME["bert"].build(), "gate")
+
+
+def test_a_router_of_ones_own_is_known_by_its_kind() -> None:
+    class MineConfig(RandomSkipConfig):
+        kind: str = "mine"  # type: ignore[assignment]
+
+    class Mine(RandomSkipRouter):
+        Config = MineConfig
+
+    turnout.ROUTERS.add("mine", Mine)
+    try:
+        model = turnout.install(BY_NAME["bert"].build(), {"kind": "mine", "rate": 0.5})
+        assert isinstance(model.turnout.all_routers()[0], Mine)
+    finally:
+        turnout.ROUTERS._entries.pop("mine")
+
+
+def test_an_unknown_field_is_told_with_those_that_exist() -> None:
+    with pytest.raises(turnout.UserError, match=r"gate.opened: Extra inputs.*open, temperature"):
+        turnout.install(BY_NAME["bert"].build(), {"kind": "gate", "opened": 1})
 
 
 def test_the_spec_is_in_the_config() -> None:

@@ -75,6 +75,11 @@ def test_paths_are_averaged_and_their_spread_told(run: Path) -> None:
     assert one == two
     rows = [json.loads(line) for line in one]
     assert all(0 <= row["spread"] <= 0.5 for row in rows) and any(row["spread"] for row in rows)
+    routes = [
+        [json.loads(line)["layers_run"] for line in predict(jumps, source, seed=seed, trace=True)]
+        for seed in (3, 3, 4)
+    ]
+    assert routes[0] == routes[1] != routes[2]
 
 
 def test_paths_need_a_random_router(run: Path) -> None:

@@ -154,15 +154,18 @@ def predict(
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in a batch.")] = 4096,
     trace: Annotated[bool, typer.Option(help="Add how many layers ran for each row.")] = False,
     paths: Annotated[int, typer.Option(help="Average so many random paths; adds the spread.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Repeats the routes of random routers.")] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda:1, ...; the GPU, if there is one, if not given.")
     ] = None,
 ) -> None:
     """Predict the rows of a file: one JSON object a line."""
     _calm()
-    from turnout.files import write_text
+    from turnout.files import make_folder, write_text
     from turnout.predict import predict as lines_of
 
+    if output is not None:
+        make_folder(output.parent)
     lines = lines_of(
         run,
         source,
@@ -171,13 +174,20 @@ def predict(
         trace=trace,
         paths=paths,
         device=device,
+        seed=seed,
+        say=lambda text: _stderr().print(text, markup=False, highlight=False),
     )
     if output is not None:
         write_text(output, "".join(f"{line}\n" for line in lines))
         return
-    for line in lines:
-        sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    try:
+        for line in lines:
+            sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UserError(f"cannot write to standard output: {error.strerror}") from error
 
 
 @app.command()

@@ -42,9 +42,9 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     """The parsed file. Raises UserError: no such file, not UTF-8, bad JSON (line and column)."""
-    path = require_file(path)
+    raw = read_bytes(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from error
     except json.JSONDecodeError as error:
@@ -87,6 +87,15 @@ def make_folder(path: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from error
     return path
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """All of a file. Raises UserError: no such file (with the nearest names), or not readable."""
+    path = require_file(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def require_file(path: str | Path) -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
@@ -15,13 +16,12 @@ from turnout.execute.routing import Routing
 from turnout.hosts.attach import BlockView, blocks_of, find_family, price, restore, site_of
 from turnout.hosts.linear import matrix_of
 from turnout.route import Site, UnitCost
-from turnout.routers import ROUTERS, AnyRouterConfig, HostShape, Router, RouterConfig
+from turnout.routers import ROUTERS, HostShape, Router, RouterConfig
 from turnout.units.experts import check_own, check_split, reorder
 from turnout.units.peft import fill, lora_fields, read_lora
 from turnout.wiring import attach, new_bank, split
 
 RouterSpec = RouterConfig | dict[str, Any] | str
-_adapter: TypeAdapter[Any] = TypeAdapter(AnyRouterConfig)
 _OWN = "scope last attends halves copies adapters handle".split()
 _MARKS = ("_turnout", *(f"_turnout_{name}" for name in _OWN))
 
@@ -31,19 +31,24 @@ def parse_router(spec: RouterSpec) -> RouterConfig:
     if isinstance(spec, RouterConfig):
         return spec
     fields = {"kind": spec} if isinstance(spec, str) else dict(spec)
-    ROUTERS[str(fields.get("kind", ""))]
+    config = ROUTERS[str(fields.get("kind", ""))].Config
     try:
-        return _adapter.validate_python(fields)
+        return config.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"router {where}: {first['msg']}, got {first['input']!r}") from None
+        where = ".".join([str(fields["kind"]), *(str(part) for part in first["loc"])])
+        allowed = ""
+        if first["type"] == "extra_forbidden":
+            allowed = f"; its fields are {', '.join(config.model_fields)}"
+        raise UserError(
+            f"router {where}: {first['msg']}, got {first['input']!r}{allowed}"
+        ) from None
 
 
 def install(
-    model: PreTrainedModel, routers: Sequence[RouterSpec], *, ordered: bool = False
+    model: PreTrainedModel, routers: Sequence[RouterSpec] | RouterSpec, *, ordered: bool = False
 ) -> PreTrainedModel:
-    """Add routers to a model, in place, and return it.
+    """Add routers, or one, to a model, in place, and return it.
 
     The model keeps its class, its state-dict keys and its forward; its blocks get routed classes
     and it gets one new child, ``model.turnout``. ordered: neurons stand in the order of the experts
@@ -52,7 +57,8 @@ def install(
     """
     if hasattr(model, "turnout"):
         raise UserError("this model is routed already; call turnout.uninstall(model) first")
-    configs = [parse_router(spec) for spec in routers]
+    alone = isinstance(routers, str | dict | RouterConfig)
+    configs = [parse_router(spec) for spec in ([routers] if alone else routers)]
     if not configs:
         raise UserError("install needs at least one router, for example {'kind': 'exit'}")
     family = find_family(model)
@@ -61,6 +67,7 @@ def install(
     built = _build(configs, views, host_shape(model), hidden)
     for view in views:
         _check_block(model, view)
+    _warn_of_leaks(built.values(), model)
     device = next(model.parameters()).device
     stacks = {view.stack.name: view.stack for view in views}
     costs = {(view.stack.name, view.layer): price(view, "layer") for view in views}
@@ -172,6 +179,24 @@ def _hidden(configs: Sequence[RouterConfig], views: list[BlockView]) -> bool:
     if False in said and not all(view.stack.hideable for view in views):
         raise UserError("visible: false removes tokens from attention: encoders only")
     return False in said
+
+
+def _warn_of_leaks(routers: Iterable[Router], model: PreTrainedModel) -> None:
+    """Warn where later tokens of a language model would decide for earlier ones."""
+    shape = host_shape(model)
+    for router in routers:
+        by_token = router.config.granularity == "token"
+        if router.pools and not by_token and not shape.labels and _decodes(router):
+            warnings.warn(
+                f"router {router.config.kind!r} decides for a whole {router.config.granularity} "
+                "from all of its tokens; in a decoder that predicts tokens, later ones would then "
+                "decide for earlier ones: use granularity: token, or stack: encoder",
+                stacklevel=3,
+            )
+
+
+def _decodes(router: Router) -> bool:
+    return any(site.stack == "decoder" for site in router.sites)
 
 
 def _check_block(model: PreTrainedModel, view: BlockView) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 
 from turnout.errors import UserError
+from turnout.execute.paths import check_random
 from turnout.execute.pool import BulkResult, predict_bulk
 from turnout.run import open_run
 from turnout.tasks.base import IGNORED, Task
@@ -27,13 +28,17 @@ def predict(
     trace: bool = False,
     paths: int = 1,
     device: str | None = None,
+    seed: int | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
     """JSON lines for the rows of a file, or of standard input ("-", a text a line), in their order.
 
     budget: share of the routed work that may be spent; None = the one that the run was trained
     for. trace: adds ``layers_run``, how many layers (or parts of layers) ran for the row. paths:
     averages the probabilities of so many random paths and adds ``spread``, their largest standard
-    deviation. device: as torch names it; None = the GPU where there is one.
+    deviation. device: as torch names it; None = the GPU where there is one. seed: repeats the
+    routes of random routers; with ``paths``, of the first. say: is told the share of the work
+    spent.
 
     Raises UserError: not a run, a budget outside 0..1, a device that is not there, paths below 1 or
     without a random router, and whatever is wrong with the file.
@@ -43,6 +48,7 @@ def predict(
     routing: Any = model.turnout
     if budget is not None:
         routing.budget = budget
+    routing.seed = seed
     raw = task.read(source)
     tokenizer = opened.tokenizer()
     rows = task.encode(raw, tokenizer)
@@ -50,28 +56,27 @@ def predict(
     if paths == 1:
         found, spread = predict_bulk(model, listed(rows), collate, batch_tokens), None
     else:
-        _check_paths(paths, routing)
-        found, spread = _averaged(model, listed(rows), collate, batch_tokens, paths)
+        if paths < 1:
+            raise UserError(f"paths must be at least 1, got {paths}")
+        check_random(routing, paths)
+        found, spread = _averaged(model, listed(rows), collate, batch_tokens, paths, seed or 0)
+    if say is not None:
+        say(f"{len(rows):,} rows; share of the routed work that was spent: {found.share:.3f}")
     return _lines(task, raw, rows, found, spread, trace)
 
 
-def _check_paths(paths: int, routing: Any) -> None:
-    if paths < 1:
-        raise UserError(f"paths must be at least 1, got {paths}")
-    kinds = [router.config.kind for router in routing.all_routers()]
-    if not any(kind.startswith("random") for kind in kinds):
-        raise UserError(
-            f"paths {paths}: this run's routers ({', '.join(kinds)}) take the same path each time; "
-            "averaging needs random-jump or random-skip"
-        )
-
-
 def _averaged(
-    model: Any, rows: list[dict[str, Any]], collate: Any, batch_tokens: int, paths: int
+    model: Any,
+    rows: list[dict[str, Any]],
+    collate: Any,
+    batch_tokens: int,
+    paths: int,
+    first: int,
 ) -> tuple[BulkResult, list[float]]:
-    """Log of the mean probabilities of the paths with seeds 0, 1, ..., and their spread by row."""
+    """Log of the mean probabilities of the paths with seeds first, first + 1, ..., and their spread
+    by row."""
     runs = []
-    for seed in range(paths):
+    for seed in range(first, first + paths):
         model.turnout.seed = seed
         runs.append(predict_bulk(model, rows, collate, batch_tokens))
     each = [np.stack([_softmax(run.logits[i]) for run in runs]) for i in range(len(rows))]

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from turnout.errors import UserError
+from turnout.files import read_bytes
 
 Loc = tuple[str | int, ...]
 MOST = 10  # mistakes told at once
@@ -49,7 +50,7 @@ class Page:
 def read_page(path: Path, overrides: Sequence[str] = ()) -> Page:
     """Read a page of fields and apply ``field.field=value`` texts. Raises UserError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path).decode("utf-8")
         root = yaml.compose(text, Loader=_Loader)
         data = yaml.load(text, Loader=_Loader)
     except UnicodeDecodeError as error:

@@ -33,6 +33,12 @@ def test_a_seed_repeats_the_average(granularity: str) -> None:
     assert torch.equal(one.each[0], first)
 
 
+def test_paths_that_are_all_the_same_are_refused() -> None:
+    model = turnout.install(BY_NAME["bert"].build(), "gate")
+    with pytest.raises(UserError, match="take the same path each time"):
+        average_paths(model, {"input_ids": torch.ones(1, 3).long()}, 2)
+
+
 def test_no_path_and_no_router_are_refused() -> None:
     model = routed()
     with pytest.raises(UserError, match="at least 1"):

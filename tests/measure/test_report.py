@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 
-from turnout.measure.report import html
+from turnout.measure.report import html, score_tables
 from turnout.measure.results import Results
 
 EVIL = "<script>alert('$1$')</script>&\""
@@ -73,6 +73,23 @@ def test_parts_without_data_are_left_out(raw: dict, make: Callable[..., Results]
     for title in ("Use of every unit", "One sentence", "Notes"):
         assert f"<h2>{title}" not in page
     assert "Nothing was routed" in page
+
+
+def test_classes_are_shown_of_dense_and_of_the_chosen_arm(make: Callable[..., Results]):
+    row = {"precision": 0.5, "recall": 0.25, "f1-score": 1 / 3, "support": 1200}
+    report = {"accuracy": 0.5, "World": row, "macro avg": row}
+    tagged = {"entities": {"LOC": row}, "tokens": {"O": row, "accuracy": 0.9}}
+    assert [name for name, _ in score_tables(report)] == [""]
+    assert [(name, list(rows)) for name, rows in score_tables(tagged)] == [
+        ("entities", ["LOC"]),
+        ("tokens", ["O"]),
+    ]
+    results = make()
+    arms = [arm.model_copy(update={"report": report}) for arm in results.arms]
+    page = html(results.model_copy(update={"arms": arms}))
+    checked(page)
+    assert page.count('<th scope="row">World</th>') == 2 and "<td>1,200</td>" in page
+    assert "Class by class" in page and "0.333" in page
 
 
 def test_heat_map_has_a_cell_for_every_token_and_layer(results: Results):

@@ -27,6 +27,7 @@ def said_by(gate: dict[str, Any], spread: float, budget: float = 1.0) -> list[st
         model(**inputs)
         state = SimpleNamespace(global_step=step, max_steps=WINDOW)
         alarm.on_step_end(None, state, None, model=model)
+    alarm.on_train_end(None, state, None)
     return said
 
 

@@ -42,13 +42,6 @@ class Rows(Dataset[Any]):
         return self.rows[place]
 
 
-class PlainOrder(RoutedTrainer):
-    """Images have no lengths to group by."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
-
-
 def trainer_of(name: str, model: PreTrainedModel, out: Path, **more: Any) -> RoutedTrainer:
     rows = Rows(name, model.config.num_labels)
     if name == "llama":
@@ -57,7 +50,7 @@ def trainer_of(name: str, model: PreTrainedModel, out: Path, **more: Any) -> Rou
     plain: dict[str, Any] = dict(
         max_steps=4, save_strategy="steps", save_steps=2, per_device_train_batch_size=4
     )
-    return PlainOrder(
+    return RoutedTrainer(
         model=model,
         args=TrainingArguments(
             output_dir=str(out),

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -26,6 +26,7 @@ from turnout.measure.words import headline
 from turnout.recipe import Recipe
 from turnout.run import is_run, open_run
 from turnout.tasks import TASKS
+from turnout.train.fit import freeze
 from turnout.train.host import open_host
 from turnout.train.pipeline import train
 
@@ -56,16 +57,19 @@ def main(
     ] = False,
     minutes: Annotated[float, typer.Option(min=1, help="About how long it may take.")] = 8.0,
     cache: Annotated[Path, typer.Option(help="Where the data are kept.")] = Path("data"),
+    model: Annotated[
+        str, typer.Option(help="The host: a folder, a name on the Hub, or this pip package.")
+    ] = MODEL,
 ) -> None:
     """Train a dense and a routed model and cut ones, measure them, write report.html."""
     try:
-        _demo(out, cache, quick, minutes)
+        _demo(out, cache, quick, minutes, model)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
 
 
-def _demo(out: Path, cache: Path, quick: bool, minutes: float) -> None:
+def _demo(out: Path, cache: Path, quick: bool, minutes: float, model: str) -> None:
     clock = Clock()
     if is_run(out):
         recipe = open_run(out).recipe
@@ -73,7 +77,8 @@ def _demo(out: Path, cache: Path, quick: bool, minutes: float) -> None:
     else:
         clock.say("data: rated sentences of four kinds (films, products, editorials, tweets)")
         data = fetch(cache).resolve()
-        recipe = make_recipe(data, *sizes(data, quick, minutes, clock.say), quick)
+        fitted = sizes(data, quick, minutes, model, clock.say)
+        recipe = make_recipe(data, *fitted, quick, model)
     clock.say("training the dense host, then the routed model")
     run = train(recipe, out, say=clock.say)
     clock.say("training cut models, the opponents that routing has to beat")
@@ -104,11 +109,13 @@ class Clock:
         print(f"[{passed // 60:2d}:{passed % 60:02d}] {text}", flush=True)
 
 
-def make_recipe(data: Path, sentences: int, examples: int, quick: bool) -> Recipe:
+def make_recipe(
+    data: Path, sentences: int, examples: int, quick: bool, model: str = MODEL
+) -> Recipe:
     """The demonstration's recipe, with so many training and test sentences."""
     return Recipe.model_validate(
         {
-            "model": MODEL,
+            "model": model,
             "task": {
                 "kind": "classification",
                 "train": str(data / "train.tsv"),
@@ -138,11 +145,13 @@ def make_recipe(data: Path, sentences: int, examples: int, quick: bool) -> Recip
     )
 
 
-def sizes(data: Path, quick: bool, minutes: float, say: Callable[[str], None]) -> tuple[int, int]:
+def sizes(
+    data: Path, quick: bool, minutes: float, model: str, say: Callable[[str], None]
+) -> tuple[int, int]:
     """Training and test sentences that fit the time on this machine."""
     if quick:
         return 800, 300
-    speed = training_speed(data)
+    speed = training_speed(data, model)
     sentences, examples = fitting(speed, 60 * minutes)
     say(
         f"this machine trains {speed:,.0f} tokens a second: {sentences:,} sentences to train, "
@@ -160,13 +169,12 @@ def fitting(speed: float, seconds: float) -> tuple[int, int]:
     return max(500, min(TRAIN, sentences)), examples
 
 
-def training_speed(data: Path) -> float:
+def training_speed(data: Path, name: str = MODEL) -> float:
     """Tokens a second of a few training steps of the host, embeddings frozen, in fp32."""
     task = TASKS["classification"](make_recipe(data, 500, 200, False).task, ["a", "b", "c"])
-    model, _ = open_host(MODEL, task)
+    model, _ = open_host(name, task)
     model.eval()  # no dropout, as in the recipe
-    embeddings: Any = model.base_model.embeddings
-    embeddings.requires_grad_(False)
+    freeze(model, "embeddings")
     ids = torch.full((32, 32), 2000)
     labels = torch.zeros(32, dtype=torch.long)
     times = []

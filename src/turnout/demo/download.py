@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import http.client
 import os
@@ -61,7 +62,13 @@ def pip_setting(name: str) -> str | None:
 
 
 def _get(address: str, context: ssl.SSLContext) -> bytes:
-    with urllib.request.urlopen(address, timeout=TIMEOUT, context=context) as reply:
+    request = urllib.request.Request(_public(address))
+    parts = urllib.parse.urlsplit(address)
+    if parts.username is not None:  # urllib would take them for a part of the host's name
+        user, word = (urllib.parse.unquote(each or "") for each in (parts.username, parts.password))
+        token = base64.b64encode(f"{user}:{word}".encode()).decode()
+        request.add_header("Authorization", f"Basic {token}")
+    with urllib.request.urlopen(request, timeout=TIMEOUT, context=context) as reply:
         return reply.read()
 
 

@@ -24,6 +24,16 @@ class PathAverage:
     each: Tensor
 
 
+def check_random(routing: Routing, paths: int) -> None:
+    """Raise UserError where several paths would all be the same."""
+    kinds = [router.config.kind for router in routing.all_routers()]
+    if not any(kind.startswith("random") for kind in kinds):
+        raise UserError(
+            f"paths {paths}: these routers ({', '.join(kinds)}) take the same path each time; "
+            "averaging needs random-jump or random-skip"
+        )
+
+
 @torch.inference_mode()
 def average_paths(
     model: PreTrainedModel, inputs: Mapping[str, Any], paths: int, seed: int | None = None
@@ -32,7 +42,8 @@ def average_paths(
 
     Path i has seed + i, so a seed repeats the whole result; None draws one from torch's generator.
     With granularity ``sequence`` every sequence takes paths of its own, with ``batch`` all take
-    the same. Raises UserError for an unrouted model or fewer than one path.
+    the same. Raises UserError for an unrouted model, one without a random router, or fewer than one
+    path.
     """
     routing: Any = getattr(model, "turnout", None)
     if not isinstance(routing, Routing):
@@ -41,6 +52,7 @@ def average_paths(
         )
     if paths < 1:
         raise UserError(f"paths must be at least 1, got {paths}")
+    check_random(routing, paths)
     first = int(torch.randint(0, 2**40, ()).item()) if seed is None else seed
     before, routing.seed = routing.seed, None
     found = []

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from numbers import Real
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class Routing(nn.Module):
 
     @budget.setter
     def budget(self, value: float) -> None:
-        if not (isinstance(value, int | float) and 0.0 <= value <= 1.0):
+        if not (isinstance(value, Real) and 0.0 <= float(value) <= 1.0):
             raise UserError(f"budget must be a number from 0 to 1, got {value!r}")
         self.spec["budget"] = float(value)
 
@@ -151,6 +152,8 @@ class Routing(nn.Module):
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the model: start a pass."""
+        if model.training:
+            _check_layerdrop(model)
         inputs = {**dict(zip(forward_names(type(model)), args, strict=False)), **kwargs}
         self._flow = self.new_flow(model, inputs)
         self._under_way = True
@@ -185,6 +188,17 @@ class Routing(nn.Module):
             return copy
         finally:
             self._flow = flow
+
+
+def _check_layerdrop(model: nn.Module) -> None:
+    """Raise UserError where the host itself would leave out whole blocks in training, unseen."""
+    config: Any = model.config
+    for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+        if rate := getattr(config, name, 0.0):
+            raise UserError(
+                f"config.{name} is {rate}: in training the host would leave out blocks behind the "
+                f"routers. Load it with {name}=0.0; the router `random-skip` does the same in sight"
+            )
 
 
 @cache

@@ -108,10 +108,17 @@ def find_family(model: PreTrainedModel) -> Family:
         )
     config: Any = model.base_model.config
     kind = config.model_type
+    refused: UserError | None = None
     for family in FAMILIES.values():
         if kind in family.model_types:
-            _check_refusals(model, family)
-            return family
+            try:
+                _check_refusals(model, family)
+            except UserError as error:
+                refused = refused or error
+            else:
+                return family
+    if refused is not None:
+        raise refused
     known = "; ".join(f"{f.name}: {', '.join(f.model_types)}" for f in FAMILIES.values())
     lists = [
         f"{name} ({len(module)} x {type(module[0]).__name__})"

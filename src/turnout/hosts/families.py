@@ -254,13 +254,24 @@ register_family(
         "wav2vec2",
         ("wav2vec2",),
         (_speech,),
+        (("do_stable_layer_norm", False, "its norms stand before the sub-blocks"),),
+    )
+)
+register_family(
+    Family(
+        "wav2vec2-stable",
+        ("wav2vec2",),
         (
-            (
-                "do_stable_layer_norm",
-                False,
-                "the stable-layer-norm variant places its norms elsewhere",
+            replace(
+                _speech,
+                attention=leaves(
+                    query="attention.q_proj",
+                    visible="attention.k_proj attention.v_proj",
+                    delta="attention.out_proj",
+                ),
+                ffn=leaves(delta="feed_forward"),
             ),
-            ("layerdrop", 0.0, "set config.layerdrop = 0.0: use the router `random-skip` instead"),
         ),
+        (("do_stable_layer_norm", True, "its norms stand after the sub-blocks"),),
     )
 )

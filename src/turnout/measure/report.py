@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
+from typing import Any
 
 from turnout.measure.frontier import verdict
 from turnout.measure.plots import frontier_svg
@@ -12,6 +13,7 @@ from turnout.measure.style import CSS
 from turnout.measure.table import SIGNS, Cell, cells, ordered
 from turnout.measure.words import headline, kept, percent, points
 
+SCORES = ("precision", "recall", "f1-score", "support")
 FAMILY_WORDS: dict[Family, str] = {
     "routed": "routed, one point a budget",
     "static": "plainly cut, no router",
@@ -33,6 +35,7 @@ def html(results: Results) -> str:
         _frontier(results),
         _table(results, words.arm),
         _units(results),
+        _classes(results, words.arm),
         _heatmap(results.heatmap) if results.heatmap else "",
         _machine(results),
         _notes(results.notes) if results.notes else "",
@@ -179,6 +182,51 @@ def _use(shares: list[float] | None) -> str:
         )
         bars = f'<span class="units">{bars}</span>'
     return f"{bars}<small>{percent(mean, 0)}</small>"
+
+
+def _classes(results: Results, chosen: Arm | None) -> str:
+    """Precision, recall and F1 of every class, of dense and of the arm that is talked about."""
+    arms = [results.dense] if chosen is None else [results.dense, chosen]
+    tables = [_scores(arm, part) for arm in arms for part in score_tables(arm.report)]
+    return _section(
+        "Class by class",
+        "Precision, recall and F1 on the test set; support is the number of true cases. Named "
+        "entities are judged twice: as whole entities, and word by word.",
+        *(table for table in tables if table),
+    )
+
+
+def _scores(arm: Arm, part: tuple[str, dict[str, dict[str, float]]]) -> str:
+    title, rows = part
+    heads = "".join(f'<th scope="col">{name}</th>' for name in SCORES)
+    body = "".join(
+        f'<tr><th scope="row">{escape(label)}</th>'
+        + "".join(f"<td>{_score(row, name)}</td>" for name in SCORES)
+        + "</tr>\n"
+        for label, row in rows.items()
+    )
+    name = escape(f"{arm.name}{title and ', '}{title}")
+    return (
+        f'<div class="card scroll"><table>\n<thead><tr><th scope="col">{name}</th>{heads}</tr>'
+        f"</thead>\n<tbody>\n{body}</tbody></table></div>"
+    )
+
+
+def _score(row: dict[str, float], name: str) -> str:
+    value = row.get(name)
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if name == "support" else f"{value:.3f}"
+
+
+def score_tables(report: Any) -> list[tuple[str, dict[str, dict[str, float]]]]:
+    """The tables in a task's report, with their names: rows of scores by label."""
+    rows = {k: v for k, v in report.items() if isinstance(v, dict) and set(SCORES) & set(v)}
+    found = [("", rows)] if rows else []
+    for name, value in report.items():
+        if isinstance(value, dict) and name not in rows:
+            found += [(name, table) for _, table in score_tables(value)]
+    return found
 
 
 def _heatmap(heatmap: Heatmap) -> str:

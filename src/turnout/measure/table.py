@@ -35,6 +35,7 @@ def cells(results: Results, arm: Arm) -> dict[str, Cell]:
         quality.metric: Cell(f"{quality.value:.3f}", f"{quality.low:.3f} to {quality.high:.3f}"),
         "kept": Cell(percent(kept(results, arm)), _change(arm)),
         "against cutting": _against(results, arm),
+        "work": Cell(percent(arm.share, 0), "of what may be skipped" if arm.budget else ""),
         "layers run": Cell(f"{arm.units_run:.2f}", f"of {arm.units_total:g}"),
         "GFLOPs": Cell(f"{arm.flops_per_example / 1e9:.3g}", "an example"),
         "seconds": Cell(f"{seconds.median:.3g}", f"{seconds.low:.3g} to {seconds.high:.3g}"),

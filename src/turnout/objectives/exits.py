@@ -1,4 +1,4 @@
-"""Train the heads of an exit router: on the labels, and from the last layer (self-distillation)."""
+"""Train the heads of an exit router: on the labels, and on a teacher's answers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def exits(
     """Mean over heads of cross-entropy plus distillation.
 
     heads: logits (B, C) or (B, T, C) in order of depth. final: the last layer's logits, the
-    teacher unless ``teacher`` (the dense host's) is given; always detached. labels: (B) or (B, T),
-    -100 = ignored. probes: scores in (0, 1) of the learned criterion, trained to say whether a
-    head's answer differs from the last layer's (FastBERT arXiv 2004.02178, BERxiT).
+    teacher (self-distillation) unless ``teacher`` (the dense host's) is given; always detached.
+    labels: (B) or (B, T), -100 = ignored. probes: scores in (0, 1) of the learned criterion,
+    trained to say whether a head's answer differs from the last layer's (FastBERT arXiv
+    2004.02178, BERxiT).
     """
     target = (final if teacher is None else teacher).detach()
     keep = labels != IGNORED if labels is not None and labels.ndim == 2 else None

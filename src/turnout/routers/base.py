@@ -84,19 +84,21 @@ class Router(nn.Module, ABC):
     """Decides at the sites it serves. Final classes set ``Config`` and write ``decide``.
 
     levels: calibrated dial, pairs (share of the routed work, threshold on the score), share
-    descending; empty = not calibrated, or a router whose dial needs none. scored: routes come
-    from comparing a score with a threshold. learns_budget: training pulls its share of the work to
-    the budget; others learn what to keep at any share. weighs: units that run have weights other
-    than 1. fits: must see embedded training rows before it can route. watch: the attention that it
-    must see of the block before each site: that of the class token, or of all; None = none.
-    ceiling: the largest score there can be. token_memory: names in ``flow.memory`` whose second
-    dimension is T. done: part of the training that is over, 0..1.
+    descending; empty = not calibrated, or a router whose dial needs none. scored: routes come from
+    comparing a score with a threshold. learns_budget: training pulls its share of the work to the
+    budget; others learn what to keep at any share. weighs: units that run have weights other than
+    1. pools: decisions for a sequence are taken from a summary of all of its tokens. fits: must
+    see embedded training rows before it can route. watch: the attention that it must see of the
+    block before each site: that of the class token, or of all; None = none. ceiling: the largest
+    score there can be. token_memory: names in ``flow.memory`` whose second dimension is T. done:
+    part of the training that is over, 0..1.
     """
 
     Config: ClassVar[type[RouterConfig]]
     scored: bool = False
     learns_budget: bool = False
     weighs: bool = False
+    pools: ClassVar[bool] = True
     fits: ClassVar[bool] = False
     watch: Literal["class", "all"] | None = None
     token_memory: frozenset[str] = frozenset()

@@ -1,10 +1,11 @@
 """Early exit: an input (or a token) leaves at the first layer whose own head is sure enough.
 
-Heads are distilled from the model's last layer. Criteria: ``confidence`` (FastBERT,
-arXiv 2004.02178; DeeBERT, arXiv 2004.12993), ``patience`` (PABEE, arXiv 2006.04152: as many
-heads in a row agree), ``learned`` (a probe that predicts whether the head differs from the last
-layer; BERxiT). Per token it is token-level early exit for labelling (arXiv 2105.13878): a token
-that left keeps its state, which stays visible to the others (their halt-and-copy).
+Heads are distilled from the last layer: of the dense host, or their own model's. Criteria:
+``confidence`` (FastBERT, arXiv 2004.02178; DeeBERT, arXiv 2004.12993), ``patience`` (PABEE, arXiv
+2006.04152: as many heads in a row agree), ``learned`` (a probe that predicts whether the head
+differs from the last layer; BERxiT). Per token it is token-level early exit for labelling (arXiv
+2105.13878): a token that left keeps its state, which stays visible to the others (their halt-and-
+copy).
 
 Symbols: our score is FastBERT's uncertainty (1 - the largest probability), our threshold its
 speed; PABEE's counter c is our streak, with score 1 / (1 + c). ``cascade`` adds the earlier
@@ -32,7 +33,9 @@ from turnout.routers.exit_head import ExitHead, Pool
 class ExitConfig(RouterConfig):
     """criterion: what makes a head sure. pool: how a head reads a sequence (``auto``: ``attend``
     for encoders, the last token for decoders). hidden: width of a head's hidden layer, 0 = linear.
-    A head stands before each layer it serves; layer 0's head reads the embeddings."""
+    teacher: whose answers heads learn: the ``dense`` host's, where they are known, or those of the
+    ``last`` layer of the model itself (self-distillation, as FastBERT). A head stands before each
+    layer it serves; layer 0's head reads the embeddings."""
 
     kind: Literal["exit"] = "exit"
     site: Literal["layer"] = "layer"
@@ -41,6 +44,7 @@ class ExitConfig(RouterConfig):
     pool: Literal["auto", "attend", "mean", "first", "last"] = "auto"
     hidden: Annotated[int, Field(ge=0)] = 128
     cascade: bool = True
+    teacher: Literal["dense", "last"] = "dense"
 
 
 class ExitRouter(Router):
@@ -155,7 +159,8 @@ class ExitRouter(Router):
         heads = [flow.memory[(site.key, "logits")] for site in self.sites]
         keys = [(site.key, "score") for site in self.sites]
         probes = [flow.memory[key] for key in keys if key in flow.memory]
-        return {"exits": exits(heads, logits, labels, teacher, probes)}
+        given = teacher if self.config.teacher == "dense" else None
+        return {"exits": exits(heads, logits, labels, given, probes)}
 
     def _recall(self, place: int, flow: Flow) -> dict[str, Tensor]:
         """What the head before this one remembered."""

@@ -39,6 +39,7 @@ class RandomJumpConfig(RouterConfig):
 class RandomJumpRouter(Router):
     """Draws a whole path at a stack's first routed layer; the later layers read it."""
 
+    pools = False
     Config: ClassVar[type[RouterConfig]] = RandomJumpConfig
     config: RandomJumpConfig
 

@@ -29,6 +29,7 @@ class RandomSkipConfig(RouterConfig):
 class RandomSkipRouter(Router):
     """Skips each unit with the same probability, independently."""
 
+    pools = False
     Config: ClassVar[type[RouterConfig]] = RandomSkipConfig
     config: RandomSkipConfig
 

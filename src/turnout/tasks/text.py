@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from turnout.errors import UserError
-from turnout.files import require_file
+from turnout.files import read_bytes
 
 STDIN = "-"
 
@@ -23,7 +23,7 @@ def read_lines(path: str | Path) -> list[str]:
     Raises UserError: no such file, nothing in it, or bytes that are not UTF-8 (with the line).
     """
     name = source_name(path)
-    raw = sys.stdin.buffer.read() if str(path) == STDIN else require_file(path).read_bytes()
+    raw = sys.stdin.buffer.read() if str(path) == STDIN else read_bytes(path)
     raw = raw.removeprefix(codecs.BOM_UTF8)
     if not raw.strip():
         raise UserError(f"{name} is empty")

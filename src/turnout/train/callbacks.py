@@ -73,16 +73,18 @@ class CollapseCallback(TrainerCallback):
             self._use[key].append(float(route.active_BT.float().mean()))
             if score.numel() > 1:
                 self._spread[key].append(float(score.std()))
-        last = state.global_step == state.max_steps
-        if last and (rates := [rate for rates in self._use.values() for rate in rates]):
+        if state.global_step % WINDOW == 0 and state.global_step < state.max_steps:
+            self._judge(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if rates := [rate for rates in self._use.values() for rate in rates]:
             mean = sum(rates) / len(rates)
             if mean > self.budget + OPEN:
                 self.say(
                     f"the gates run {mean:.0%} of their units, and {self.budget:.0%} was asked "
                     "for: train longer, raise objectives.budget, or lower the gates' `open`"
                 )
-        if last or state.global_step % WINDOW == 0:
-            self._judge(state.global_step)
+        self._judge(state.global_step)
 
     def _judge(self, step: int) -> None:
         for key, values in self._use.items():

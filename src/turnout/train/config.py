@@ -32,10 +32,9 @@ class TrainConfig(BaseModel):
     trained; routed_freeze: the same for the routed model alone (None = as ``freeze``). budget:
     share of the work that gates learn to spend, reached after ``anneal`` of the steps, and the
     budget that a loaded model starts with. precision: ``auto`` times real steps in fp32 and bf16
-    and takes the faster. evaluate_every: steps between validations; None = at the end only.
-    patience: validations without a gain before training stops and the best weights come back; None
-    = never (with it, None above is an epoch). save_every: steps between checkpoints; None = an
-    epoch; with patience, each validation.
+    and takes the faster. evaluate_every: steps between validations; None = an epoch. patience:
+    validations without a gain before training stops and the best weights come back; None = never.
+    save_every: steps between checkpoints; None = an epoch; with patience, each validation.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -141,7 +141,7 @@ def arguments_of(
         bf16=bf16,
         use_cpu=not cuda,
         activation_checkpointing=config.activation_checkpointing,
-        eval_strategy="steps" if steps else "epoch" if keep_best else "no",
+        eval_strategy="steps" if steps else "epoch",
         eval_steps=steps,
         save_strategy="steps" if save_steps else "epoch",
         save_steps=save_steps or 500,

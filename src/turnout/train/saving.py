@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from turnout.errors import UserError
-from turnout.files import atomic_dir, read_json
+from turnout.files import atomic_dir, make_folder, read_json
 from turnout.install import install
 
 SPEC_VERSION = 1
@@ -97,7 +97,7 @@ def load(run: str | Path, **kwargs: Any) -> PreTrainedModel:
 
 def save(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> None:
     """Save a model and its tokenizer, whole or not at all. Raises UserError, as for a full disk."""
-    Path(folder).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(folder).parent)
     with atomic_dir(folder) as temp, quiet_loading():
         model.save_pretrained(temp)
         tokenizer.save_pretrained(temp)

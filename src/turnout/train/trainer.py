@@ -91,8 +91,10 @@ class RoutedTrainer(Trainer):
     ) -> Any:
         """Weighted sum of the objectives; the parts are logged one by one.
 
-        Each is a mean over the micro-batch, which counts by its part of the step's labels: so a
-        step of several micro-batches has the loss and the gradient of one large batch.
+        Each is a mean over the micro-batch, which counts by its part of the step's labels: so the
+        objectives that are means over labels (task, distill, exits) have in a step of several
+        micro-batches the loss and gradient of one large batch. Those that are not linear in the
+        batch (budget, balance, score_function) are averaged over the micro-batches.
         """
         inputs = dict(inputs)
         teacher_logits = inputs.pop("teacher_logits", None)
@@ -203,6 +205,9 @@ class RoutedTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        # images, sound, and data sets of one's own have no lengths to group by
+        if "input_ids" not in getattr(rows, "column_names", ()):
+            return super()._get_train_sampler(train_dataset)  # type: ignore[return-value]
         group = self.args.train_batch_size * self.args.gradient_accumulation_steps
         lengths = [len(ids) for ids in rows["input_ids"]]
         return LengthGroups(lengths, group, self.args.data_seed or self.args.seed)
