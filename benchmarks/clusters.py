@@ -4,11 +4,12 @@ A mixture of four data sets (topics, sentiment, kinds of questions, financial se
 labels of all. The host and its head are the same for all arms: MiniLM as it was pretrained, frozen,
 with LoRA units in attention and a new head that learn. Four units of rank 8, one of which serves an
 input by the nearest of four k-means centres; one unit of rank 8; one unit of rank 32; and four
-units by centres drawn at random, which is routing without knowledge.
+units of which a hash of the text picks one, which is routing without knowledge.
 """
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from collections.abc import Iterator
 from typing import Any
@@ -18,11 +19,15 @@ import torch
 from common import Benchmark, Row, goal, main
 from datasets_here import MIXTURE, mixture
 from frontier_claim import WORK
+from torch.nn import functional as F
 from trained import Study, study
 from transformers import set_seed
 
 import turnout
+from turnout.flow import Flow
 from turnout.objectives import ObjectivesConfig
+from turnout.route import Route, Site
+from turnout.routers import ROUTERS, Router, RouterConfig
 from turnout.routers.cluster import ClusterRouter
 from turnout.train.config import TrainConfig
 from turnout.train.fit import fit
@@ -33,10 +38,32 @@ LORA: dict[str, Any] = {"site": "adapter", "form": "lora", "targets": ["query", 
 ARMS: dict[str, dict[str, Any]] = {
     "clusters": {"adapters": UNITS, "rank": RANK},
     "clusters, two serve": {"adapters": UNITS, "rank": RANK, "top": 2},
-    "random centres": {"adapters": UNITS, "rank": RANK},
+    "by hash": {"kind": "hash", "adapters": UNITS, "rank": RANK},
     "one, same active size": {"adapters": 1, "rank": RANK},
     "one, same total size": {"adapters": 1, "rank": UNITS * RANK},
 }
+
+
+class HashConfig(RouterConfig):
+    """A unit by a hash of the input."""
+
+    kind: str = "hash"
+
+
+class HashRouter(Router):
+    """Routing without knowledge: every text has its unit, always the same, for no reason."""
+
+    Config = HashConfig
+    config: HashConfig
+
+    def decide(self, site: Site, hidden_BTD: torch.Tensor, flow: Flow) -> Route:
+        ids = flow.inputs["input_ids"]
+        place = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+        unit_B = (ids * flow.inputs["attention_mask"] * place).sum(1) % site.units
+        return Route(site, F.one_hot(unit_B, site.units)[:, None].float())
+
+
+ROUTERS.add("hash", HashRouter)
 
 
 def domains(made: Study, split: str) -> np.ndarray:
@@ -53,11 +80,9 @@ def measure(benchmark: Benchmark, seed: int) -> Iterator[Row]:
     for arm, config in ARMS.items():
         set_seed(seed)
         made, model = study(fields)
-        turnout.install(model, [{"kind": "cluster", **LORA, **config, "seed": seed}])
+        turnout.install(model, [{"kind": "cluster", **LORA, **config}])
         (router,) = model.turnout.all_routers()
-        assert isinstance(router, ClusterRouter)
-        if arm != "random centres":
-            prepare(model, made.data)
+        prepare(model, made.data)
         settings = TrainConfig(
             epochs=1.0 if benchmark.quick else 2.0,
             learning_rate=1e-3,
@@ -66,7 +91,10 @@ def measure(benchmark: Benchmark, seed: int) -> Iterator[Row]:
             freeze="blocks",
             seed=seed,
         )
-        fit(model, made.data, settings, ObjectivesConfig(), WORK / name / arm, title=arm)
+        steps = WORK / name / arm
+        shutil.rmtree(steps, ignore_errors=True)
+        fit(model, made.data, settings, ObjectivesConfig(), steps, title=arm)
+        shutil.rmtree(steps, ignore_errors=True)
         right = made.right(model.eval())
         where = domains(made, "test")
         found = {domain: float(right[where == domain].mean()) for domain in MIXTURE}
@@ -78,7 +106,7 @@ def measure(benchmark: Benchmark, seed: int) -> Iterator[Row]:
             **{f"accuracy_{d}": value for d, value in found.items()},
             "adapter_parameters": trained,
             "adapter_parameters_active": trained * config.get("top", 1) // config["adapters"],
-            "purity": purity(router, made, model),
+            "purity": purity(router, made, model) if isinstance(router, ClusterRouter) else None,
         }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -68,8 +68,10 @@ def ours(made: Any) -> Callable[..., Tensor]:
     return run
 
 
-def seconds(run: Callable[[], Tensor], backward: bool) -> float:
-    """One pass; with backward, from a fixed gradient."""
+def seconds(run: Callable[[], Tensor], backward: bool, modules: Iterable[nn.Module]) -> float:
+    """One pass; with backward, from a fixed gradient, into no gradients of an earlier one."""
+    for module in modules:
+        module.zero_grad(set_to_none=True)
     start = time.perf_counter()
     if backward:
         out = run()
@@ -100,8 +102,10 @@ def measure(dtype: str, backward: bool, rounds: int, tokens: int) -> list[Row]:
     ratios: dict[str, list[float]] = {name: [] for name in arms}
     for round_ in range(rounds + 1):
         for name, arm in arms.items():
-            whole = seconds(lambda: dense(x_ND), backward)
-            spent = seconds(lambda arm=arm: arm(x_ND, chosen_NK, weight_NK), backward)
+            whole = seconds(lambda: dense(x_ND), backward, [dense])
+            spent = seconds(
+                lambda arm=arm: arm(x_ND, chosen_NK, weight_NK), backward, made.values()
+            )
             if round_:
                 ratios[name].append(spent / whole)
     return [

@@ -2,8 +2,8 @@
 
 Arms run in one process, each right after a dense run on the same inputs. A gate with
 random weights chooses the top half: the same heads for the whole batch, or others for each sequence
-or token. A stopwatch around the
-sub-block charges choosing, slicing and scattering to the routed arm.
+or token. What a block spends outside of its feed-forward
+network counts as attention, so choosing, slicing and scattering are charged to the routed arm.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ class Arm:
             generator = torch.Generator().manual_seed(1)
             for parameter in self.model.turnout.parameters():  # so that choices differ
                 parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-        blocks = [block.attention for block in self.model.encoder.layer]
-        self.watch = Stopwatch(blocks, blocks)
+        blocks = list(self.model.encoder.layer)
+        self.blocks = Stopwatch(blocks, blocks)
+        self.ffn = Stopwatch([b.intermediate for b in blocks], [b.output for b in blocks])
 
     @torch.inference_mode()
     def run(self, inputs: dict[str, torch.Tensor]) -> float:
-        self.watch.seconds = 0.0
+        self.blocks.seconds = self.ffn.seconds = 0.0
         self.model(**inputs)
-        return self.watch.seconds
+        return self.blocks.seconds - self.ffn.seconds
 
 
 def measure(host: Any, shape: str, dtype: str, rounds: int) -> list[Row]:

@@ -27,6 +27,7 @@ from stopwatch import Stopwatch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from trained import dense_host, trained_from
+from transformers import set_seed
 
 import turnout
 from turnout.hosts.attach import blocks_of, find_family
@@ -45,10 +46,10 @@ GATE = {
     "experts": EXPERTS,
     "split": "coactivation",
     "open": 0.0,
-    "least": SHARE,
+    "top": int(SHARE * EXPERTS),
 }
 CHANCE = {**GATE, "kind": "random-skip", "rate": 1 - SHARE}
-CHANCE = {k: v for k, v in CHANCE.items() if k not in ("keep", "shape", "open", "least")}
+CHANCE = {k: v for k, v in CHANCE.items() if k not in ("keep", "shape", "open", "top")}
 ARMS = ("experts", "random", "pruned")
 WINDOW = 256
 
@@ -76,39 +77,24 @@ def _cut(layer: nn.Linear, keep: int, dim: int) -> None:
 
 
 class Timed:
-    """A model and the time of its feed-forward networks, choosing included."""
+    """A model and the time of its blocks outside of their attention: the feed-forward networks,
+    with choosing, norms and sums."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        pairs = [_ends(view) for view in blocks_of(model, find_family(model))]
-        self.watch = Stopwatch([first for first, _ in pairs], [last for _, last in pairs])
-        self.choosing = 0.0
-        if hasattr(model, "turnout"):
-            model.turnout.decide = self._timed(model.turnout.decide)
-
-    def _timed(self, decide: Any) -> Any:
-        def timed(*args: Any) -> Any:
-            start = time.perf_counter()
-            route = decide(*args)
-            self.choosing += time.perf_counter() - start
-            return route
-
-        return timed
+        blocks = [view.module for view in blocks_of(model, find_family(model))]
+        attention = [getattr(block, "self_attn", None) or block.attention for block in blocks]
+        self.blocks = Stopwatch(blocks, blocks)
+        self.attention = Stopwatch(attention, attention)
 
     @torch.inference_mode()
     def run(self, inputs: dict[str, Tensor]) -> tuple[float, float]:
         """Seconds of the networks, and of the whole pass."""
-        self.watch.seconds = self.choosing = 0.0
+        self.blocks.seconds = self.attention.seconds = 0.0
         start = time.perf_counter()
         self.model(**inputs)
-        return self.watch.seconds + self.choosing, time.perf_counter() - start
-
-
-def _ends(view: Any) -> tuple[nn.Module, nn.Module]:
-    """First and last module of a network."""
-    if hasattr(view.module, "mlp"):
-        return view.module.mlp, view.module.mlp
-    return view.module.intermediate, view.module.output
+        spent = time.perf_counter() - start
+        return self.blocks.seconds - self.attention.seconds, spent
 
 
 def times(dense: Any, arms: dict[str, Any], inputs: dict[str, Tensor], rounds: int) -> dict:
@@ -146,9 +132,10 @@ def minilm(benchmark: Benchmark, seed: int) -> Iterator[Row]:
         anneal=0.0,
         seed=seed,
     )
-    study, dense = dense_host(fields, config, name)
+    study, dense = dense_host(fields, config, name, benchmark.fresh)
 
     def change(arm: str, model: Any) -> Any:
+        set_seed(seed)
         if arm == "pruned":
             prune(model, batches(study.data))
             return model
@@ -250,6 +237,7 @@ def language(benchmark: Benchmark) -> Iterator[Row]:
     learn = [{"input_ids": part[:, :-1], "labels": part[:, :-1]} for part in seen[:80].split(4)]
 
     def change(arm: str, model: Any) -> Any:
+        set_seed(0)
         if arm == "pruned":
             prune(model, learn)
             return model

@@ -11,6 +11,7 @@ every reward negated.
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -85,6 +86,7 @@ def learn(
     curve.note(0)
     if train is not None:
         data = type(data)(data.task, data.tokenizer, train, data.validation, data.references)
+    shutil.rmtree(out, ignore_errors=True)  # the curve begins at the first step
     frozen = config.model_copy(update={"freeze": "host", "max_steps": steps})
     objectives = ObjectivesConfig(task=0.0, distill=0.0)
     fit(model, data, frozen, objectives, out, title="policy", callbacks=[curve])
@@ -191,7 +193,6 @@ def shift_rows(
             "reward_before": before,
             "reward_after": after,
             "reward_of_own": wanted,
-            "recovered": (after - before) / max(wanted - before, 1e-9),
             "updates": events[0],
             "stopped": events[1],
             "rolled_back": log.read_text(encoding="utf-8").count('"rolled_back": true'),
@@ -217,7 +218,8 @@ def frontier_rows(
             },
         }
     )
-    results = contest.compare(recipe, ["policy", "gate"], out / "frontier")
+    contest.CONTENDERS["gate-held"] = {"kind": "gate", "hold_first": POLICY["hold_first"]}
+    results = contest.compare(recipe, [contest.OWN, "gate-held"], out / "frontier")
     for arm in results.arms:
         yield {
             "part": "frontier",
@@ -237,7 +239,7 @@ def run() -> None:
         fields = ag_news(
             benchmark.folder("ag_news"), out.with_name(f"{out.name}-data"), seed, benchmark.quick
         )
-        study, dense = dense_host(fields, settings(benchmark, seed), out.name)
+        study, dense = dense_host(fields, settings(benchmark, seed), out.name, benchmark.fresh)
         if benchmark.find(part="curve", seed=seed) is None:
             benchmark.add([curve_row(dense, study, benchmark, seed, out)])
         if benchmark.find(part="attack", seed=seed) is None:
@@ -259,7 +261,9 @@ def verdict(benchmark: Benchmark) -> dict[str, Any]:
         "reward: last minus first, least of the seeds": goal(rises, at_least=0.0),
         "reward: worst policy minus best random at its work": goal(apart, at_least=0.0),
         "shift: part of the lost reward recovered": goal(
-            statistics.fmean(r["recovered"] for r in shift), at_least=0.5
+            sum(r["reward_after"] - r["reward_before"] for r in shift)
+            / max(1e-6, sum(r["reward_of_own"] - r["reward_before"] for r in shift)),
+            at_least=0.5,
         ),
         "attack: reward lost at most": goal(
             max(r["reward_before"] - r["reward_after"] for r in attack), at_most=0.01
@@ -273,7 +277,8 @@ def verdict(benchmark: Benchmark) -> dict[str, Any]:
         for seed in sorted({r["seed"] for r in parts["frontier"]}):
             rows = [r for r in parts["frontier"] if r["seed"] == seed]
             mine, other = (
-                at_speed(rows, [name, "dense"], "accuracy", speed) for name in ("policy", "gate")
+                at_speed(rows, [name, "dense"], "accuracy", speed)
+                for name in (contest.OWN, "gate-held")
             )
             gains.append(mine - other)
         entries[f"accuracy: policy minus gate at {speed:g}x"] = goal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -53,8 +54,13 @@ def study(fields: dict[str, Any]) -> tuple[Study, PreTrainedModel]:
     return Study(task, data, raw, test, np.asarray(task.references(raw["test"]))), model
 
 
-def dense_host(fields: dict[str, Any], config: TrainConfig, name: str) -> tuple[Study, Any]:
-    """A task and the host trained for it, from benchmarks/work where it was trained before."""
+def dense_host(
+    fields: dict[str, Any], config: TrainConfig, name: str, fresh: bool
+) -> tuple[Study, Any]:
+    """A task and the host trained for it, from benchmarks/work where it was trained before, unless
+    ``fresh``."""
+    if fresh:
+        shutil.rmtree(WORK / name, ignore_errors=True)
     set_seed(config.seed)
     made, model = study(fields)
     folder = WORK / name / "dense"
@@ -81,5 +87,7 @@ def trained_from(
     model = deepcopy(dense)
     change(model)
     freeze(model, config.freeze)
+    shutil.rmtree(out, ignore_errors=True)  # a changed host cannot go on from a checkpoint
     fit(model, made.data.taught_by(dense, weights), config, weights, out, title=title)
+    shutil.rmtree(out, ignore_errors=True)
     return model.eval()

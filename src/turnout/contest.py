@@ -13,14 +13,17 @@ from rich.table import Table
 from turnout.errors import UserError
 from turnout.files import make_folder, read_json, write_json
 from turnout.hosts.cut import cuts_of
+from turnout.install import install, uninstall
 from turnout.measure.frontier import front, line, line_at, relative_time
 from turnout.measure.models import measure_models
 from turnout.measure.results import Arm, Results
 from turnout.measure.results import load as load_results
-from turnout.measure.run import static_models, write_report
+from turnout.measure.run import NO_TEST, static_models, write_report
 from turnout.recipe import Recipe
 from turnout.routers import AnyRouterConfig
 from turnout.run import Run
+from turnout.tasks import TASKS
+from turnout.train.host import host_labels, open_host
 from turnout.train.pipeline import train
 from turnout.train.precision import moved
 
@@ -54,10 +57,10 @@ class Standing:
     seconds: float | None
 
     @property
-    def gain(self) -> float:
-        """Mean difference from cut models over the speeds that it reaches; ranks contenders."""
+    def rank(self) -> tuple[int, float]:
+        """How many of the speeds it reaches, then the mean difference from cut models there."""
         found = [value for value in self.over_cut.values() if value is not None]
-        return sum(found) / len(found) if found else float("-inf")
+        return len(found), sum(found) / len(found) if found else 0.0
 
 
 def compare(
@@ -75,7 +78,7 @@ def compare(
     again, it goes on. Raises UserError for an unknown name, and whatever training raises.
     """
     out = make_folder(Path(out))
-    wanted = chosen(names)
+    wanted = _suited(recipe, chosen(names), "all" in names, say)
     runs: dict[str, Run] = {}
     first: Run | None = None
     for name in wanted:
@@ -92,6 +95,30 @@ def compare(
     table = [vars_of(found) for found in standings(results, costs)]
     write_json(out / "comparison.json", {"speeds": list(SPEEDS), "standings": table})
     return results
+
+
+def _suited(
+    recipe: Recipe, names: Sequence[str], some: bool, say: Callable[[str], None]
+) -> list[str]:
+    """The contenders that fit the host, found out before anything is trained. some: leave out the
+    others with a word; else the first raises its UserError."""
+    labels = host_labels(recipe.model) if recipe.train.epochs == 0 else None
+    task = TASKS[recipe.task.kind](recipe.task, labels)
+    task.load()
+    model, _ = open_host(recipe.model, task)
+    fitting = []
+    for name in names:
+        try:
+            uninstall(install(model, with_router(recipe, name).routers))
+        except UserError as error:
+            if not some:
+                raise
+            say(f"{name} is left out: {error}")
+        else:
+            fitting.append(name)
+    if not fitting:
+        raise UserError("no contender fits this host")
+    return fitting
 
 
 def chosen(names: Sequence[str]) -> list[str]:
@@ -139,6 +166,7 @@ def _measure(
         recipe.measure,
         name=recipe.model,
         notes=(
+            *([] if "test" in splits else [NO_TEST]),
             "Each routed model and each cut model starts from the same dense host and is trained "
             "for as many steps, on the same data, with the same objectives and teacher.",
         ),
@@ -165,7 +193,7 @@ def standings(results: Results, costs: Mapping[str, float | None]) -> list[Stand
                 costs.get(name),
             )
         )
-    return sorted(found, key=lambda standing: -standing.gain)
+    return sorted(found, key=lambda standing: standing.rank, reverse=True)
 
 
 def _less(one: float | None, other: float | None) -> float | None:

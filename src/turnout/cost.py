@@ -80,6 +80,12 @@ def trace_dense_flops(trace: Trace) -> Tensor:
     return _total([dense_flops_B(site, trace.valid_BT(site.stack)).sum() for site in sites])
 
 
+def added_flops(trace: Trace) -> float:
+    """What units that a host lacks (adapters) would cost if all of them ran, in FLOPs."""
+    sites = [route.site for route in trace.values() if route.site.kind == "adapter"]
+    return sum(float(dense_flops_B(s, trace.valid_BT(s.stack)).sum()) for s in sites)
+
+
 def trace_share(trace: Trace) -> Tensor:
     """Share of the routed work that was spent, 0..1 (scalar, differentiable)."""
     if not trace:

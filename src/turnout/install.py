@@ -108,7 +108,11 @@ def install_lora(
     if isinstance(fields, RouterConfig):
         fields = fields.model_dump()
     install(model, [{**fields, **lora_fields(model, loras)}])
-    fill(model, loras)
+    try:
+        fill(model, loras)
+    except UserError:
+        uninstall(model)
+        raise
     return model
 
 
@@ -149,15 +153,24 @@ def _watched(routing: Routing) -> dict[tuple[str, int], str]:
 def _check_units(routing: Routing, watched: dict[tuple[str, int], str]) -> None:
     """What chooses heads needs the attention of its block for itself, and experts the ffn."""
     by_place: dict[tuple[str, int], dict[str, str]] = {}
+    inner: set[tuple[str, int]] = set()  # blocks with adapters beside the neurons
     for router in routing.all_routers():
+        lora = router.config.site == "adapter" and router.config.form == "lora"
         for site in router.sites:
             kinds = by_place.setdefault((site.stack, site.layer), {})
             kinds[site.kind] = router.config.granularity
+            if lora and {"in", "out"} & set(router.config.targets):
+                inner.add((site.stack, site.layer))
     for place, kinds in by_place.items():
         if {"ffn", "expert"} <= set(kinds):
             raise UserError(
                 f"experts of {place[0]}.{place[1]} are routed: give that block's ffn no other "
                 "router"
+            )
+        if "expert" in kinds and place in inner:
+            raise UserError(
+                f"experts of {place[0]}.{place[1]} are routed: adapters there cannot have the "
+                "targets in and out"
             )
         if "head" not in kinds:
             continue

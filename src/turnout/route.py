@@ -91,6 +91,12 @@ class Route:
         """Bool: does any unit run for this sequence (T = 1) or token."""
         return (self.weight_BTU.detach() != 0).any(-1)
 
+    @property
+    def share_BT(self) -> Tensor:
+        """How many units run, as a part of those that run when nothing is skipped."""
+        most = self.site.together or self.site.units
+        return (self.weight_BTU.detach() != 0).sum(-1).float() / most
+
 
 class Trace(dict[str, Route]):
     """The routes of one forward pass by site key: assigned, never appended.

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from turnout.cost import nested, trace_dense_flops, trace_flops
+from turnout.cost import added_flops, nested, trace_dense_flops, trace_flops
 from turnout.execute.routing import forward_names
 from turnout.flow import Flow
 from turnout.route import UnitCost
@@ -27,13 +27,14 @@ class Meter:
     """Counts what ran.
 
     units: blocks of each example. sites: examples by site key, parts of an example included.
-    spent, whole: routed work in FLOPs, and what it would be if everything ran.
+    spent, whole: routed work in FLOPs, and what it would be if everything ran. added: the part of
+    whole that the host does not have (adapters).
     """
 
     def __init__(self, examples: int) -> None:
         self.units = np.zeros(examples)
         self.sites: dict[str, float] = {}
-        self.spent = self.whole = 0.0
+        self.spent = self.whole = self.added = 0.0
 
     def ran(self, key: str, examples: float) -> None:
         """So many examples ran at a site."""
@@ -140,7 +141,7 @@ class Batches:
     def _count(self, group: np.ndarray, flow: Flow) -> None:
         units = np.full(len(group), float(len(self.routing.block_costs)))
         for route in nested(flow.trace):
-            active = (route.weight_BTU.detach() != 0).float().mean(-1)
+            active = route.share_BT
             if active.shape[1] > 1:
                 valid = flow.trace.valid_BT(route.site.stack).float()
                 active = (active * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True)
@@ -151,3 +152,4 @@ class Batches:
         self.meter.units[self.places[group]] = units
         self.meter.spent += float(trace_flops(flow.trace))
         self.meter.whole += float(trace_dense_flops(flow.trace))
+        self.meter.added += added_flops(flow.trace)

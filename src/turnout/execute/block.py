@@ -122,5 +122,5 @@ def _run_span(
         raise SpanStop(x_BTD)
     out = host(x_BTD, *args, **kwargs)
     if span.stop is not None and handle.layer + 1 == span.stop:
-        raise SpanStop(out)
+        raise SpanStop(out[0] if isinstance(out, tuple) else out)
     return out

@@ -88,7 +88,7 @@ class ExpertPlan:
         change_PD = change_PD * self.pairs.weight_P[:, None].to(change_PD.dtype)
         total_RD = change_PD.new_zeros(self.leading.numel(), columns_EDF.shape[1])
         if bias is not None:
-            total_RD = total_RD + bias
+            total_RD = total_RD + bias.to(total_RD.dtype)
         return total_RD.index_add(0, self.pairs.row_P, change_PD)
 
 
@@ -115,11 +115,11 @@ class ExpertIn(ExpertLeaf):
             weight_HEFD = weight.view(*shape, weight.shape[1])
             bias_HEF = None if bias is None else bias.view(shape)
         else:
-            weight_HEFD, bias_HEF = copies[0].rows(copies[1])
+            weight_HEFD, bias_HEF = copies[0].rows(copies[1], x.dtype)
         if is_reference():
             flat = None if bias_HEF is None else bias_HEF.flatten()
             return F.linear(x, weight_HEFD.flatten(0, 2), flat)
-        if scope.index_N is not None and x.ndim > 2:
+        if scope.index_N is not None and x.shape[:-1].numel() != len(scope.index_N):
             x = gather(x, scope.index_N)
         return plan.into(x, scope.index_N, weight_HEFD, bias_HEF)
 
@@ -136,11 +136,11 @@ class ExpertOut(ExpertLeaf):
         if is_reference():
             each = x.shape[-1] // plan.experts
             x = x * plan.weight_RE().repeat_interleave(each, -1).view(x.shape).to(x.dtype)
-            return F.linear(x, weight if copies is None else copies[0].columns(), bias)
+            return F.linear(x, weight if copies is None else copies[0].columns(x.dtype), bias)
         if copies is None:
             columns_EDF = weight.view(len(weight), plan.experts, -1).permute(1, 0, 2)
         else:
-            columns_EDF = copies[0].out
+            columns_EDF = copies[0].out.to(x.dtype)
         out_RD = plan.out(x, columns_EDF, bias)
         if scope.index_N is not None and isinstance(self, CloseLeaf):
             assert scope.like_BTD is not None

@@ -87,7 +87,11 @@ def _can_group(x_PD: Tensor, weight_EFD: Tensor) -> bool:
         width * x_PD.element_size() % 16 == 0 for width in (x_PD.shape[1], weight_EFD.shape[1])
     )
     same = x_PD.dtype == weight_EFD.dtype and x_PD.dtype != torch.float64
-    return hasattr(F, "grouped_mm") and aligned and same and weight_EFD.is_contiguous()
+    kind = x_PD.device.type
+    there = kind == "cpu" or (
+        kind == "cuda" and torch.cuda.get_device_capability(x_PD.device)[0] >= 8
+    )
+    return there and hasattr(F, "grouped_mm") and aligned and same and weight_EFD.is_contiguous()
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ class HeadPlan:
         by token, where tokens choose."""
         if sparse and self.per_token:
             return self._project_tokens(x_BTD, weight, bias)
-        out = x_BTD.new_zeros(*x_BTD.shape[:2], len(weight))
+        shape, out = (*x_BTD.shape[:2], len(weight)), None
         for rows, units in self.groups:
             if len(units) == self.units and rows is None:
                 return F.linear(x_BTD, weight, bias)
@@ -76,8 +76,8 @@ class HeadPlan:
             x = x_BTD if rows is None else x_BTD.index_select(0, rows)
             found = F.linear(x, weight[at], None if bias is None else bias[at])
             wide = found.new_zeros(*found.shape[:2], len(weight)).index_copy(2, at, found)
-            out = wide if rows is None else out.index_copy(0, rows, wide)
-        return out
+            out = _put(out, wide, rows, shape)
+        return x_BTD.new_zeros(shape) if out is None else out
 
     def _project_tokens(self, x_BTD: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         pieces = []
@@ -91,15 +91,15 @@ class HeadPlan:
         """The output projection (out, in) of what the units that run found."""
         if self.per_token:
             return self._merge_tokens(x_BTD, weight, bias)
-        out = x_BTD.new_zeros(*x_BTD.shape[:2], len(weight))
+        shape, out = (*x_BTD.shape[:2], len(weight)), None
         for rows, units in self.groups:
             if len(units) == self.units and rows is None:
                 return F.linear(x_BTD, weight, bias)
             at = self.columns(units, weight.shape[1])
             x = x_BTD if rows is None else x_BTD.index_select(0, rows)
             found = F.linear(x.index_select(2, at), weight[:, at], bias)
-            out = found if rows is None else out.index_copy(0, rows, found)
-        return out
+            out = _put(out, found, rows, shape)
+        return x_BTD.new_zeros(shape) if out is None else out
 
     def _merge_tokens(self, x_BTD: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         out = x_BTD.new_zeros(*x_BTD.shape[:2], len(weight))
@@ -149,6 +149,15 @@ class HeadPlan:
             wide = found.new_zeros(len(found), length, heads, width).index_copy(2, at, found)
             out = wide if rows is None else out.index_copy(0, rows, wide)
         return out
+
+
+def _put(out: Tensor | None, found: Tensor, rows: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """What some sequences found (None = all), put with the others; in the format it came in, which
+    under autocast is not that of the input."""
+    if rows is None:
+        return found
+    base = found.new_zeros(shape) if out is None else out
+    return base.index_copy(0, rows, found)
 
 
 def _pick(value: Tensor, rows: Tensor | None, at: Tensor, batch: int, heads: int) -> Tensor:

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from turnout.errors import UserError
+
 
 @dataclass(frozen=True, eq=False)
 class Span:
@@ -45,9 +47,16 @@ def run_span(
     """Run blocks start .. stop - 1 for all rows, without routing.
 
     Returns the state (B, T, D) after them. With stop = None the rest of the host runs too and
-    its outputs are returned. Hosts with one stack of blocks that return one tensor.
+    its outputs are returned. Raises UserError for a span that begins within a host with two
+    stacks, or whose blocks hand on more than one tensor.
     """
     routing: Any = model.turnout
+    stacks = routing.stacks.values()
+    if start and (len(stacks) > 1 or any(stack.tuple_output for stack in stacks)):
+        raise UserError(
+            f"{type(model).__name__}: only hosts with one stack of blocks that hand on one tensor "
+            "can be run in parts"
+        )
     routing.span = Span(start, stop, hidden_BTD)
     try:
         return model(**inputs)

@@ -37,9 +37,9 @@ def heatmap(entry: Entry, row: Row, collate: Collate, tokenizer: Any) -> Heatmap
     depth = routing.sites[0].depth
     ran = np.ones((depth, len(ids)))
     for route in nested(trace):
-        if route.site.stack == stack:
-            active_BT = route.active_BT.float().expand(1, len(ids))
-            skipped_T = 1 - active_BT[0].double().cpu().numpy()
+        if route.site.stack == stack and route.site.kind != "adapter":
+            share_BT = route.share_BT.expand(1, len(ids))
+            skipped_T = 1 - share_BT[0].double().cpu().numpy()
             ran[route.site.layer] -= skipped_T * routing.part_of_block(route.site)
     return Heatmap(
         text=tokenizer.decode(ids, skip_special_tokens=True),

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 from pydantic import Field
+from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.metrics import silhouette_score
 from sklearn.mixture import GaussianMixture
@@ -58,6 +59,8 @@ class ClusterRouter(Router):
 
     def __init__(self, config: ClusterConfig, sites: tuple[Site, ...], host: HostShape) -> None:
         super().__init__(config, sites, host)
+        if len({site.stack for site in sites}) > 1:
+            raise UserError("router 'cluster' serves one stack; set `stack: encoder` or `decoder`")
         counts = {site.units for site in sites}
         if len(counts) > 1:
             raise UserError("router 'cluster' needs sites with as many units each")
@@ -90,8 +93,10 @@ class ClusterRouter(Router):
 
     def weight_BU(self, pooled_BD: Tensor) -> Tensor:
         """Weights of the nearest clusters, 0 for the others; they add up to 1."""
-        gap_BUD = pooled_BD[:, None].double() - self.centre.double()
-        distance_BU = (gap_BUD.square() * self.precision.double()).sum(-1) + self.bias.double()
+        rows, centre, scale = pooled_BD.double(), self.centre.double(), self.precision.double()
+        # sum_d p (x - c)^2, multiplied out: no (B, U, D) is ever held
+        distance_BU = rows.square() @ scale.t() - 2 * rows @ (centre * scale).t()
+        distance_BU = distance_BU + (centre.square() * scale).sum(-1) + self.bias.double()
         near = distance_BU.argsort(dim=-1, stable=True)[:, : self.config.top]
         logit_BU = torch.full_like(distance_BU, -torch.inf)
         logit_BU.scatter_(1, near, -distance_BU.gather(1, near))
@@ -100,7 +105,9 @@ class ClusterRouter(Router):
     def fit(self, pooled_ND: np.ndarray) -> str:
         """Fit the centres on embedded rows (N, D); tells their quality. Raises UserError for fewer
         rows than clusters, or rows that are not finite."""
-        found = self.quality(pooled_ND, self._fit(pooled_ND))
+        self._fit(pooled_ND)
+        nearest_NU = self.weight_BU(torch.from_numpy(pooled_ND).to(self.centre.device))
+        found = self.quality(pooled_ND, nearest_NU.argmax(-1).cpu().numpy())
         sizes = ", ".join(f"{size:,}" for size in found["sizes"])
         close = found["silhouette"]
         return f"clusters of {sizes} rows: balance {found['balance']:.3f}" + (
@@ -117,7 +124,7 @@ class ClusterRouter(Router):
         close = float(silhouette_score(pooled_ND[some], labels_N[some])) if several else None
         return {"sizes": sizes.tolist(), "balance": balance, "silhouette": close}
 
-    def _fit(self, pooled_ND: np.ndarray) -> np.ndarray:
+    def _fit(self, pooled_ND: np.ndarray) -> None:
         config = self.config
         if len(pooled_ND) < self.count:
             raise UserError(
@@ -126,12 +133,11 @@ class ClusterRouter(Router):
         if not np.isfinite(pooled_ND).all():
             raise UserError("router 'cluster': the host's states hold NaN or infinity")
         if config.method == "mixture":
-            labels = self._fit_mixture(pooled_ND)
+            self._fit_mixture(pooled_ND)
         else:
-            labels = self._fit_means(pooled_ND)
-        return labels
+            self._fit_means(pooled_ND)
 
-    def _fit_means(self, pooled_ND: np.ndarray) -> np.ndarray:
+    def _fit_means(self, pooled_ND: np.ndarray) -> None:
         config = self.config
         cls: Any = MiniBatchKMeans if len(pooled_ND) > MANY else KMeans
         found = cls(self.count, n_init=4, random_state=config.seed).fit(pooled_ND)
@@ -144,9 +150,8 @@ class ClusterRouter(Router):
         self.centre.copy_(torch.from_numpy(centre))
         self.precision.fill_(1.0 / max(float(near) * config.temperature, 1e-9))
         self.bias.zero_()
-        return labels
 
-    def _fit_mixture(self, pooled_ND: np.ndarray) -> np.ndarray:
+    def _fit_mixture(self, pooled_ND: np.ndarray) -> None:
         """Diagonal Gaussians: the softmax of our negative distances is the posterior."""
         found: Any = GaussianMixture(
             self.count, covariance_type="diag", reg_covar=1e-3, random_state=self.config.seed
@@ -157,14 +162,13 @@ class ClusterRouter(Router):
         self.bias.copy_(
             torch.from_numpy(-np.log(found.weights_ + 1e-12) - 0.5 * np.log(precision).sum(1))
         )
-        return found.predict(pooled_ND.astype(np.float64))
 
 
 def balanced_labels(pooled_ND: np.ndarray, centre_UD: np.ndarray) -> np.ndarray:
     """The nearest cluster that has room, those served first who would lose most; all clusters end
     with as many rows, but for one."""
     count, units = len(pooled_ND), len(centre_UD)
-    distance_NU = ((pooled_ND[:, None] - centre_UD[None]) ** 2).sum(-1)
+    distance_NU = cdist(pooled_ND, centre_UD, "sqeuclidean")
     ranked = np.sort(distance_NU, 1)
     urgency = ranked[:, 0] - ranked[:, min(1, units - 1)]
     room = np.full(units, count // units)

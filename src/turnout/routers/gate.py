@@ -128,7 +128,7 @@ class GateRouter(Router):
                 logit_BTU = logit_BTU + spread_BTU * self._normal(site, hidden_BTD, flow)
                 chance_BTU = logit_BTU.sigmoid()
             score_BTU = self._rank(site, logit_BTU.detach(), flow)
-            hard_BTU = select.threshold(score_BTU, self._rank_level(hidden_BTD, flow))
+            hard_BTU = select.threshold(score_BTU, self._rank_level(site, hidden_BTD, flow))
         if config.capacity is not None:
             hard_BTU = hard_BTU * self._fits_in(site, chance_BTU.detach(), hard_BTU, flow)
         if config.modulate:
@@ -176,10 +176,10 @@ class GateRouter(Router):
             return select.rank(logit_BTU)
         return select.rank(logit_BTU, dim=1, valid=self._valid(site, logit_BTU, flow))
 
-    def _rank_level(self, hidden_BTD: Tensor, flow: Flow) -> float | Tensor:
+    def _rank_level(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> float | Tensor:
         """The rank above which units are kept: fixed, from the dial, or drawn for each sequence."""
         if self.config.top is not None:
-            return 1 - (self.config.top - 0.5) / self.sites[0].units  # between two ranks
+            return 1 - (self.config.top - 0.5) / site.units  # between two ranks
         if not flow.training:
             return self.level(flow.budget)
         draw_B = flow.uniform_B(hidden_BTD.shape[0], hidden_BTD.device, 10)

@@ -116,9 +116,16 @@ class QLearningRouter(Router):
     def _remember(self, flow: Flow, logits: Tensor, labels: Tensor) -> None:
         """Write a batch over the oldest passes in memory, and let the target network follow."""
         quality_B = quality(logits, labels, self.config.quality)
+        if len(quality_B) > len(self.states):
+            raise UserError(
+                f"router 'q-learning': a batch of {len(quality_B)} does not fit replay: "
+                f"{len(self.states)}"
+            )
         keys = [site.key for site in self.sites]
         at = (self.seen + torch.arange(len(quality_B), device=self.seen.device)) % len(self.states)
-        self.states[at] = torch.stack([flow.memory[(k, "state")] for k in keys], 1).half()
+        states = torch.stack([flow.memory[(k, "state")] for k in keys], 1)
+        # networks read normalised states; normalised ones fit a half, whatever the host's scale
+        self.states[at] = F.layer_norm(states, states.shape[-1:]).half()
         ran = [flow.trace[key].active_BT[:, 0].long() for key in keys]
         self.actions[at] = torch.stack(ran, 1)
         self.costs[at] = shares(flow, self.sites, self.seconds).float()

@@ -32,7 +32,7 @@ def shards(model: PreTrainedModel, data: Data) -> list[Data]:
     """The training rows of each cluster: those that are nearest to its centre."""
     router = cluster_of(model)
     pooled_ND = torch.from_numpy(pooled_states(model, router, data))
-    nearest_N = router.weight_BU(pooled_ND).argmax(-1).cpu().numpy()
+    nearest_N = router.weight_BU(pooled_ND.to(router.centre.device)).argmax(-1).cpu().numpy()
     return [_rows(data, np.flatnonzero(nearest_N == unit)) for unit in range(router.count)]
 
 
@@ -53,7 +53,7 @@ def train_branch(
     cluster_of(model)
     if not len(shard.train):
         raise UserError(f"cluster {unit} has no training rows; fit fewer clusters")
-    frozen = config.model_copy(update={"freeze": "host"})
+    frozen = config.model_copy(update={"freeze": "host", "weight_decay": 0.0})
     with only_unit(model, unit):
         fit(model, shard, frozen, weights or ObjectivesConfig(), out, **how)
     routing: Any = model.turnout

@@ -70,7 +70,7 @@ class CollapseCallback(TrainerCallback):
             if route.score_BTU is None:
                 continue
             score = route.score_BTU.detach().float()
-            self._use[key].append(float(route.active_BT.float().mean()))
+            self._use[key].append(float(route.share_BT.mean()))
             if score.numel() > 1:
                 self._spread[key].append(float(score.std()))
         if state.global_step % WINDOW == 0 and state.global_step < state.max_steps:

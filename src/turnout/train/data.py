@@ -55,9 +55,13 @@ class Data:
 
     def usual_batch(self, size: int) -> dict[str, torch.Tensor]:
         """A labelled batch of training rows of middling length."""
+        return self.collate(listed(self.usual_rows(size)))
+
+    def usual_rows(self, size: int) -> datasets.Dataset:
+        """Training rows of middling length."""
         lengths = np.array([len(ids) for ids in self.train["input_ids"]])
         start = max(0, (len(lengths) - size) // 2)
-        return self.collate(listed(self.train.select(np.argsort(lengths)[start : start + size])))
+        return self.train.select(np.argsort(lengths)[start : start + size])
 
     def score(self, model: PreTrainedModel) -> float:
         """The task's headline on the validation rows, at the model's current budget."""

@@ -43,7 +43,11 @@ def add_cluster(model: PreTrainedModel, pooled_ND: np.ndarray) -> PreTrainedMode
     new.precision[:-1].copy_(old.precision)
     new.bias[:-1].copy_(old.bias)
     new.precision[-1].copy_(old.precision.mean(0))
-    new.bias[-1] = old.bias.mean()
+    if old.config.method == "mixture":  # as likely as the others, with a width between theirs
+        halves = old.precision.log().sum(1) / 2
+        new.bias[-1] = (old.bias + halves).mean() - new.precision[-1].log().sum() / 2
+    else:
+        new.bias[-1] = old.bias.mean()
     after.budget = before.budget
     return grown.train(model.training)
 

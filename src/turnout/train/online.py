@@ -5,7 +5,7 @@ keep it from harm: the step is cut back until the policy's mean divergence from 
 one is within ``trust`` (a trust region, as in TRPO, arXiv 1502.05477, by backtracking); every
 ``check_every`` updates the reward on rows of our own, whose labels are trusted, is compared with
 that of the best policy so far, and a fall beyond ``margin`` restores that policy; and after
-``strikes`` such falls in a row, feedback is no longer listened to. Everything is written to a log.
+``strikes`` such falls without a new best between them, feedback is no longer listened to. Everything is written to a log.
 """
 
 from __future__ import annotations
@@ -170,9 +170,9 @@ class OnlinePolicy:
             self.fallen += 1
             self.stopped = self.fallen >= self.strikes
             return {"trusted": reward, "rolled_back": True, "stopped": self.stopped}
-        self.fallen = 0
         self._checked = deepcopy(self.router.state_dict())
-        if reward > self._best_reward:
+        if reward >= self._best_reward:  # a slow fall within the margin forgives nothing
+            self.fallen = 0
             self._keep(reward)
         return {"trusted": reward, "rolled_back": False, "stopped": False}
 
@@ -207,6 +207,7 @@ def trusted_reward(
     if not len(rows):
         raise UserError("trusted_reward needs at least one labelled row")
     was_training, total = model.training, 0.0
+    explored, router.explores = router.explores, False
     model.eval()
     try:
         for group in groups_by_length(lengths_of(rows), batch_tokens):
@@ -215,5 +216,6 @@ def trusted_reward(
             logits = model(**inputs_of(model, batch, collate))["logits"]
             total += float(router.reward(routing.current_flow(), logits, labels).sum())
     finally:
+        router.explores = explored
         model.train(was_training)
     return total / len(rows)

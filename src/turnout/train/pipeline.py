@@ -46,7 +46,9 @@ def train(
     """Train what a recipe describes into a run folder, or go on with what was begun there.
 
     dense: folder of a dense host that was trained by the same recipe but for its routers; it is
-    copied. The same recipe, data and machine give the same weights, stopped or not. Raises
+    copied. The same recipe, data and machine give the same weights, stopped or not, as far as
+    nothing is chosen by time: the number format (``precision: auto``), the way experts are
+    multiplied, and prices in seconds. Raises
     UserError before any training for what is wrong with recipe, data, host or routers.
     """
     run = open_run(out) if is_run(out) else None
@@ -125,6 +127,7 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     data = data.taught_by(dense, recipe.objectives)
     host = _routed_host(run, dense, data, say, progress)
     set_seed(recipe.train.seed)
+    start = time.perf_counter()
     model = install(host, recipe.routers)
     prepare(model, data, say)
     kinds = ", ".join(router.kind for router in recipe.routers)

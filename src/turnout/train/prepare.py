@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from turnout.errors import UserError
 from turnout.execute.batches import groups_by_length, inputs_of, lengths_of
 from turnout.execute.span import run_span
 from turnout.routers.base import Router, masked_mean
@@ -29,10 +30,11 @@ def prepare(model: PreTrainedModel, data: Data, say: Callable[[str], None] = pri
     routing: Any = model.turnout
     for router in routing.all_routers():
         config = router.config
-        if config.site == "expert" and config.split in ("coactivation", "importance"):
+        dense = config.site == "expert" and not router.sites[0].together
+        if dense and config.split in ("coactivation", "importance"):
             split_by_data(model, batches(data), config.split, sites=router.sites)
         if (seconds := getattr(router, "seconds", None)) is not None:
-            batch = {k: v.to(model.device) for k, v in data.usual_batch(BATCH).items()}
+            batch = inputs_of(model, listed(data.usual_rows(BATCH)), data.collate)
             seconds.copy_(measured_seconds(model, router.sites, batch))
             told = ", ".join(f"{1000 * float(value):.1f}" for value in seconds)
             say(f"  milliseconds of each site: {told}")
@@ -50,6 +52,8 @@ def _chooses_experts(router: Router) -> TypeGuard[GateRouter]:
         isinstance(router, GateRouter)
         and router.config.keep == "top-k"
         and router.config.shape != "recurrent"
+        and not router.config.shared
+        and router.config.split != "copied"
         and (config.site, config.granularity) == ("expert", "token")
         and not router.sites[0].together
     )
@@ -68,6 +72,11 @@ def pooled_states(model: PreTrainedModel, router: Router, data: Data) -> np.ndar
     (N, D)."""
     site, rows = router.sites[0], listed(data.train)
     routing: Any = model.turnout
+    if site.stack != next(iter(routing.stacks)):
+        raise UserError(
+            f"router {router.config.kind!r} looks at the inputs before training, and a decoder "
+            "that reads an encoder has none of its own: set `stack: encoder`"
+        )
     found = np.empty((len(rows), router.host.hidden), dtype=np.float32)
     for group in groups_by_length(lengths_of(rows), BATCH * 128):
         inputs = inputs_of(model, [rows[i] for i in group], data.collate)

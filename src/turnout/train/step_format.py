@@ -54,9 +54,13 @@ def step_format(
         bf16 = wanted == "bf16" or faster_precision("cuda") == "bf16"
         return (BF16 if bf16 else FP32), {}
     formats = [BF16, BF16_EAGER] if wanted == "bf16" else [FP32, BF16, BF16_EAGER]
+    watched = getattr(model, "_turnout_attention", None) is not None
+    if watched:  # routers look at or choose within attention, which only our own function serves
+        formats.remove(BF16_EAGER)
     shape = tuple(batch["input_ids"].shape) if "input_ids" in batch else None
     # the depth does not change which is fastest, so cut models need no timing of their own
-    key = (type(model).__name__, model.config.get_text_config().hidden_size, shape, wanted)
+    width = model.config.get_text_config().hidden_size
+    key = (type(model).__name__, width, shape, wanted, watched)
     timed = {} if key in _known else _timed(model, batch, formats)
     seconds = _known.setdefault(key, timed)
     best = min(seconds, key=lambda each: seconds[each])

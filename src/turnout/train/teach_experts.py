@@ -112,9 +112,11 @@ def teach_experts(
     Raises UserError for a router that is no such gate, or no rows.
     """
     config = router.config
-    if config.site != "expert" or config.granularity != "token" or config.shape == "recurrent":
+    by_token = config.site == "expert" and config.granularity == "token"
+    if not by_token or config.shape == "recurrent" or config.shared:
         raise UserError(
-            "teach_experts needs a gate at site expert, granularity: token, not recurrent"
+            "teach_experts needs a gate at site expert, granularity: token, neither recurrent nor "
+            "shared"
         )
     watch = watch_experts(model, router, batches, tokens)
     parameters = [p for name, p in router.named_parameters() if not name.startswith("spread")]

@@ -99,6 +99,9 @@ class RoutedTrainer(Trainer):
         inputs = dict(inputs)
         teacher_logits = inputs.pop("teacher_logits", None)
         hidden = self.weights.hidden > 0 and self.teacher is not None and model.training
+        if (routing := routing_of(self.accelerator.unwrap_model(model))) is not None:
+            for router in routing.all_routers():  # before the pass, which may be run twice
+                router.done = self.state.global_step / max(1, self.state.max_steps)
         outputs = model(**inputs, output_hidden_states=True) if hidden else model(**inputs)
         if not model.training:
             return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
@@ -135,11 +138,10 @@ class RoutedTrainer(Trainer):
         share = trace_share(flow.trace)
         if any(router.learns_budget for router in routing.all_routers()):
             parts["budget"] = objectives.budget(share, self.target_budget())
-            if weights.balance:
-                parts["balance"] = objectives.balance(flow.trace)
+        if weights.balance and any(r.weight_BTU.requires_grad for r in flow.trace.values()):
+            parts["balance"] = objectives.balance(flow.trace)
         self._meters["share"].append(share.detach())
         for router in routing.all_routers():
-            router.done = self.state.global_step / max(1, self.state.max_steps)
             for name, value in router.losses(flow, logits, labels, teacher).items():
                 parts[name] = parts[name] + value if name in parts else value
         return parts

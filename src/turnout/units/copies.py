@@ -10,6 +10,7 @@ The bias of the outgoing projection stays the host's.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from turnout.hosts.attach import BlockView, unit_name
@@ -35,14 +36,14 @@ class CopyBank(nn.Module):
                 self.bias[name] = _copied(bias.view(view.halves, -1), copies)
         self.out = _copied(matrix_of(out)[0], copies)
 
-    def rows(self, name: str) -> tuple[Tensor, Tensor | None]:
+    def rows(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """All copies of a projection into the neurons: weight (H, E, F, D) and bias (H, E, F)."""
-        bias = self.bias[name].transpose(0, 1) if name in self.bias else None
-        return self.into[name].transpose(0, 1), bias
+        bias = self.bias[name].transpose(0, 1).to(dtype) if name in self.bias else None
+        return self.into[name].transpose(0, 1).to(dtype), bias
 
-    def columns(self) -> Tensor:
+    def columns(self, dtype: torch.dtype) -> Tensor:
         """All copies of the projection out of the neurons as one, (D, E * F)."""
-        return self.out.transpose(0, 1).flatten(1)
+        return self.out.transpose(0, 1).flatten(1).to(dtype)
 
 
 def _copied(weight: Tensor, copies: int) -> nn.Parameter:

@@ -45,6 +45,13 @@ def read_lora(folder: str | Path) -> Lora:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from None
     layers: dict[str, tuple[Tensor, Tensor]] = {}
+    odd = [name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if odd:
+        raise UserError(
+            f"{file} also holds {', '.join(odd[:3])}{' ...' if len(odd) > 3 else ''}, which are no "
+            "LoRA pair (a head that was trained with it, modules_to_save?): they would be lost. "
+            "Load them into the host first, and save the adapter without them"
+        )
     for name, a in tensors.items():
         if not name.endswith(".lora_A.weight"):
             continue
@@ -82,7 +89,7 @@ def lora_fields(model: PreTrainedModel, loras: Sequence[Lora]) -> dict[str, Any]
         _path(model, view, path): name
         for view in views
         for name in NAMES
-        if name not in ("in", "out") or view.stack.neurons is not None
+        if name not in ("in", "out") or _dense(view)
         for path in view.target(name)
     }
     for lora in loras:
@@ -116,6 +123,12 @@ def fill(model: PreTrainedModel, loras: Sequence[Lora]) -> None:
     for view in blocks_of(model, find_family(model)):
         name = f"{view.stack.name}_{view.layer}"
         if name not in routing.units:
+            mine = {_path(model, view, path) for n in NAMES for path in _paths(view, n)}
+            if any(mine & set(lora.layers) for lora in loras):
+                raise UserError(
+                    f"the checkpoints adapt block {view.layer} of {view.stack.blocks}, which this "
+                    "router does not serve: leave out hold_first, hold_last, layers and stack"
+                )
             continue
         bank = routing.units[name]
         for target, b_all in bank.b.items():
@@ -130,9 +143,14 @@ def fill(model: PreTrainedModel, loras: Sequence[Lora]) -> None:
 
 
 def _paths(view: BlockView, name: str) -> list[str]:
-    if name in ("in", "out") and view.stack.neurons is None:
+    if name in ("in", "out") and not _dense(view):
         return []
     return view.target(name)
+
+
+def _dense(view: BlockView) -> bool:
+    """Has the block a feed-forward network of its own, and no experts in its place."""
+    return view.stack.neurons is not None and view.own_experts is None
 
 
 def _path(model: PreTrainedModel, view: BlockView, path: str) -> str:
