@@ -1,11 +1,12 @@
 """Go on learning a policy from feedback in use, within bounds.
 
-Each update is one step of policy gradient on a batch of routes and their rewards. Three things
-keep it from harm: the step is cut back until the policy's mean divergence from the last checked
-one is within ``trust`` (a trust region, as in TRPO, arXiv 1502.05477, by backtracking); every
+Each update is one step of policy gradient on a batch of routes and their rewards. Three things keep
+it from harm: the step is cut back until the policy's mean divergence from the last checked one is
+within ``trust`` (a trust region, as in TRPO, arXiv 1502.05477, by backtracking); every
 ``check_every`` updates the reward on rows of our own, whose labels are trusted, is compared with
 that of the best policy so far, and a fall beyond ``margin`` restores that policy; and after
-``strikes`` such falls without a new best between them, feedback is no longer listened to. Everything is written to a log.
+``strikes`` such falls without a new best between them, feedback is no longer listened to.
+Everything is written to a log.
 """
 
 from __future__ import annotations
