@@ -265,3 +265,13 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(work: Any, tmp_path: Path)
     (weights,) = (tmp_path / "out" / "checkpoint-1").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-100])
     assert last_checkpoint(tmp_path / "out") is None
+
+
+def test_validation_does_not_change_what_is_learned(work: Any) -> None:
+    weights = []
+    for every in (1, 3, 100):
+        model = build(work, "random-skip")
+        work.fit(model, out=f"every-{every}", max_steps=6, dropout=0.1, evaluate_every=every)
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+    for other in weights[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in weights[0].items())

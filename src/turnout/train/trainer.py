@@ -197,12 +197,16 @@ class RoutedTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Add the task's own score to the validation loss, at the budget that is trained for."""
-        output: Any = super().evaluation_loop(*args, **kwargs)
-        if self.task_score is not None:
-            routing = routing_of(self.accelerator.unwrap_model(self.model))
-            with routing.at(self.train_config.budget) if routing else nullcontext():
-                output.metrics["eval_score"] = self.task_score()
+        """Add the task's own score to the validation loss, at the budget that is trained for.
+
+        Takes no random number from training: how often is validated does not change the weights.
+        """
+        with torch.random.fork_rng(devices=[]):
+            output: Any = super().evaluation_loop(*args, **kwargs)
+            if self.task_score is not None:
+                routing = routing_of(self.accelerator.unwrap_model(self.model))
+                with routing.at(self.train_config.budget) if routing else nullcontext():
+                    output.metrics["eval_score"] = self.task_score()
         return output
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
