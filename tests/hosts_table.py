@@ -113,6 +113,7 @@ HOSTS = (
         lambda: hf.ElectraConfig(**COMMON, embedding_size=16),
     ),
     Host("llama", "LlamaForCausalLM", lambda: hf.LlamaConfig(**GROUPED), stacks=DECODER),
+    Host("qwen2", "Qwen2ForCausalLM", lambda: hf.Qwen2Config(**GROUPED), stacks=DECODER),
     Host(
         "qwen3",
         "Qwen3ForCausalLM",

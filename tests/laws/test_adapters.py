@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fixed_router import FixedConfig
 from hosts_table import BY_NAME, Host
 from peft import LoraConfig, get_peft_model
@@ -46,3 +48,33 @@ def test_adapters_over_routed_leaves_are_refused(name: str) -> None:
     assert not any("lora" in key for key, _ in model.turnout.named_parameters())
     with pytest.raises(UserError, match="uninstall, add adapters, then install"):
         model(**host.inputs())
+
+
+def test_routers_train_beside_adapters_and_both_are_saved(tmp_path: Path) -> None:
+    """As docs/hosts.md tells it."""
+    host = BY_NAME["bert"]
+    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    peft_model: Any = get_peft_model(host.build(), config)
+    routed = turnout.install(peft_model.base_model.model, {"kind": "gate", "open": 0.1})
+    trains = [name for name, p in routed.named_parameters() if p.requires_grad]
+    assert all("lora_" in name or name.startswith("turnout.") for name in trains)
+    before = {name: p.detach().clone() for name, p in routed.named_parameters() if name in trains}
+    optimizer = torch.optim.SGD([p for p in routed.parameters() if p.requires_grad], lr=0.5)
+    routed.train()(**host.inputs(), labels=torch.tensor([0, 1, 1]))["loss"].backward()
+    optimizer.step()
+    routed.eval()
+    for kind in ("lora_", "turnout."):
+        changed = [n for n in before if kind in n and not before[n].equal(routed.get_parameter(n))]
+        assert changed, kind
+    routed.turnout.budget = 0.5
+    with torch.no_grad():
+        expected = routed(**host.inputs())["logits"]
+    routers, spec = routed.turnout.state_dict(), routed.config.turnout["routers"]
+    turnout.uninstall(routed)
+    merged = turnout.install(peft_model.merge_and_unload(), spec)
+    merged.turnout.load_state_dict(routers)
+    merged.save_pretrained(tmp_path)
+    again = turnout.load(tmp_path)
+    again.turnout.budget = 0.5
+    with torch.no_grad():
+        torch.testing.assert_close(again(**host.inputs())["logits"], expected)
