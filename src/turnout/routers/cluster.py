@@ -29,11 +29,13 @@ from turnout.route import Route, Site
 from turnout.routers.base import HostShape, Router, RouterConfig, masked_mean
 
 MANY = 10_000  # rows above which k-means takes mini-batches
+STEPS = 200  # of balancing
 SAMPLE = 2_000  # rows for the silhouette
 
 
 class ClusterConfig(RouterConfig):
-    """method: how centres are fitted; ``balanced`` fills clusters to the same size. top: clusters
+    """method: how centres are fitted; ``balanced`` makes clusters that take as
+    many inputs each, by a price on those that would take more. top: clusters
     that serve an input. temperature: of their weights, in units of the mean squared distance of
     an input to its centre. seed: of the fit."""
 
@@ -93,14 +95,28 @@ class ClusterRouter(Router):
 
     def weight_BU(self, pooled_BD: Tensor) -> Tensor:
         """Weights of the nearest clusters, 0 for the others; they add up to 1."""
-        rows, centre, scale = pooled_BD.double(), self.centre.double(), self.precision.double()
-        # sum_d p (x - c)^2, multiplied out: no (B, U, D) is ever held
-        distance_BU = rows.square() @ scale.t() - 2 * rows @ (centre * scale).t()
-        distance_BU = distance_BU + (centre.square() * scale).sum(-1) + self.bias.double()
+        distance_BU = self._distance_BU(pooled_BD)
         near = distance_BU.argsort(dim=-1, stable=True)[:, : self.config.top]
         logit_BU = torch.full_like(distance_BU, -torch.inf)
         logit_BU.scatter_(1, near, -distance_BU.gather(1, near))
         return logit_BU.softmax(-1).float()
+
+    def _distance_BU(self, pooled_BD: Tensor) -> Tensor:
+        """How far each row is from each cluster, bias included, in double precision."""
+        rows, centre, scale = pooled_BD.double(), self.centre.double(), self.precision.double()
+        # sum_d p (x - c)^2, multiplied out: no (B, U, D) is ever held
+        distance_BU = rows.square() @ scale.t() - 2 * rows @ (centre * scale).t()
+        return distance_BU + (centre.square() * scale).sum(-1) + self.bias.double()
+
+    def _balance(self, pooled_ND: np.ndarray) -> None:
+        """Raise the bias of clusters that take too many of the rows, until they take alike."""
+        distance_NU = self._distance_BU(torch.from_numpy(pooled_ND).to(self.centre.device))
+        price_U = torch.zeros_like(distance_NU[0])
+        reach = float(distance_NU.std())
+        for step in range(STEPS):
+            taken_U = F.one_hot((distance_NU + price_U).argmin(-1), self.count).double().mean(0)
+            price_U += reach * (1 - step / STEPS) * (taken_U - 1 / self.count)
+        self.bias.copy_(price_U)
 
     def fit(self, pooled_ND: np.ndarray) -> str:
         """Fit the centres on embedded rows (N, D); tells their quality. Raises UserError for fewer
@@ -150,6 +166,8 @@ class ClusterRouter(Router):
         self.centre.copy_(torch.from_numpy(centre))
         self.precision.fill_(1.0 / max(float(near) * config.temperature, 1e-9))
         self.bias.zero_()
+        if config.method == "balanced":
+            self._balance(pooled_ND)
 
     def _fit_mixture(self, pooled_ND: np.ndarray) -> None:
         """Diagonal Gaussians: the softmax of our negative distances is the posterior."""

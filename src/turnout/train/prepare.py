@@ -30,32 +30,34 @@ def prepare(model: PreTrainedModel, data: Data, say: Callable[[str], None] = pri
     routing: Any = model.turnout
     for router in routing.all_routers():
         config = router.config
-        dense = config.site == "expert" and not router.sites[0].together
-        if dense and config.split in ("coactivation", "importance"):
+        if _splits(model, router) and config.split in ("coactivation", "importance"):
             split_by_data(model, batches(data), config.split, sites=router.sites)
         if (seconds := getattr(router, "seconds", None)) is not None:
             batch = inputs_of(model, listed(data.usual_rows(BATCH)), data.collate)
             seconds.copy_(measured_seconds(model, router.sites, batch))
             told = ", ".join(f"{1000 * float(value):.1f}" for value in seconds)
             say(f"  milliseconds of each site: {told}")
-        if _chooses_experts(router):
+        if _splits(model, router) and _ranks_tokens(router):
             held = teach_experts(model, router, batches(data))
             say(f"  the quarter of the experts that gates like best holds {held:.0%} of the whole")
         if router.fits:
             say(f"  {router.fit(pooled_states(model, router, data))}")
 
 
-def _chooses_experts(router: Router) -> TypeGuard[GateRouter]:
-    """Is this a gate that ranks the experts of a dense network for each token."""
-    config = router.config
+def _splits(model: PreTrainedModel, router: Router) -> bool:
+    """Do the experts of this router share the neurons of dense networks."""
+    site, routing = router.sites[0], model.turnout
+    return site.kind == "expert" and f"{site.stack}.{site.layer}" in routing.orders  # type: ignore[union-attr, operator]
+
+
+def _ranks_tokens(router: Router) -> TypeGuard[GateRouter]:
+    """Is this a gate that can be taught to rank experts for each token."""
     return (
         isinstance(router, GateRouter)
         and router.config.keep == "top-k"
         and router.config.shape != "recurrent"
         and not router.config.shared
-        and router.config.split != "copied"
-        and (config.site, config.granularity) == ("expert", "token")
-        and not router.sites[0].together
+        and router.config.granularity == "token"
     )
 
 
