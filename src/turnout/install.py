@@ -95,21 +95,26 @@ def install(
 
 
 def install_lora(
-    model: PreTrainedModel, folders: Sequence[str | Path], router: RouterSpec = "gate"
+    model: PreTrainedModel,
+    folders: Sequence[str | Path],
+    router: RouterSpec = "gate",
+    *,
+    head: int | None = None,
 ) -> PreTrainedModel:
     """Add LoRA checkpoints that PEFT saved as units, with a router over them; in place.
 
-    folders: one checkpoint a unit, in order. router: as for ``install``; site, number, rank and
-    targets come from the checkpoints. The key-value cache stays in use. Raises UserError for a
-    checkpoint that is not plain LoRA, or was trained for another host.
+    folders: one checkpoint a unit, in order. head: the checkpoint whose trained head (PEFT's
+    modules_to_save) goes into the model; None = none of them has one. router: as for ``install``;
+    site, number, rank and targets come from the checkpoints. The key-value cache stays in use.
+    Raises UserError for a checkpoint that is not plain LoRA, or was trained for another host.
     """
     loras = [read_lora(folder) for folder in folders]
     fields = {"kind": router} if isinstance(router, str) else router
     if isinstance(fields, RouterConfig):
         fields = fields.model_dump()
-    install(model, [{**fields, **lora_fields(model, loras)}])
+    install(model, [{**fields, **lora_fields(model, loras, head)}])
     try:
-        fill(model, loras)
+        fill(model, loras, head)
     except UserError:
         uninstall(model)
         raise

@@ -376,3 +376,14 @@ def test_budget_one_is_the_dense_host(name: str) -> None:
         torch.testing.assert_close(out, plain)
     else:
         assert torch.equal(out, plain)
+
+
+@all_routers
+def test_it_trains_under_autocast(spec: Spec) -> None:
+    """Units hand on what they found in the format that it came in."""
+    model = routed(spec).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(**batch())["logits"]
+    logits.float().square().sum().backward()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert grads and all(grad.isfinite().all() for grad in grads)

@@ -87,6 +87,19 @@ def test_negated_feedback_is_rolled_back_and_then_ignored() -> None:
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_a_slow_fall_within_the_margin_is_stopped_too() -> None:
+    model = policy()
+    trusted = [1.0]
+    online = OnlinePolicy(
+        model, guard=lambda: trusted[-1], check_every=1, margin=0.01, strikes=3, trust=1.0
+    )
+    torch.manual_seed(0)
+    for reward in (0.994, 0.988, 0.994, 0.988, 0.994, 0.988):
+        trusted.append(reward)
+        one_pass(model, online)
+    assert online.stopped
+
+
 def test_feedback_that_makes_no_sense_changes_nothing() -> None:
     model = policy()
     before = deepcopy(model.turnout.state_dict())

@@ -118,3 +118,10 @@ def test_what_cannot_be_split_is_named() -> None:
         split_by_data(BY_NAME["bert"].build(), [], "coactivation")
     with pytest.raises(UserError, match="no rows to look at"):
         split_by_data(routed(BY_NAME["bert"]), [], "coactivation")
+
+
+def test_adapters_beside_the_neurons_of_experts_are_refused() -> None:
+    lora = {"kind": "gate", "site": "adapter", "targets": ["query", "in"], "modulate": True}
+    with pytest.raises(UserError, match="adapters there cannot have the targets in and out"):
+        turnout.install(BY_NAME["bert"].build(), [GATE, lora])
+    turnout.install(BY_NAME["bert"].build(), [GATE, {**lora, "targets": ["query"]}])

@@ -90,3 +90,32 @@ def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         turnout.install_lora(bert, [tmp_path / "bert"])
     assert not hasattr(bert, "turnout") and not hasattr(llama, "turnout")
+
+
+def test_a_head_that_was_trained_with_a_checkpoint_is_not_lost(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+    trained: Any = peft.get_peft_model(BY_NAME["bert"].build(), config)
+    for parameter in trained.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.3 * torch.randn_like(parameter)
+    trained.save_pretrained(tmp_path)
+    inputs = BY_NAME["bert"].inputs()
+    model = BY_NAME["bert"].build()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match=r"was trained with classifier.*as head=0"):
+        turnout.install_lora(model, [tmp_path])
+    with pytest.raises(UserError, match="head 3: there are 1 checkpoints"):
+        turnout.install_lora(model, [tmp_path], head=3)
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    turnout.install_lora(model, [tmp_path], {"kind": "cluster"}, head=0)
+    with torch.no_grad():
+        expected = trained.eval()(**inputs)["logits"]
+        torch.testing.assert_close(model(**inputs)["logits"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_checkpoints_of_blocks_that_are_not_routed_are_refused(tmp_path: Path) -> None:
+    checkpoint("bert", tmp_path, 1)
+    model = BY_NAME["bert"].build()
+    with pytest.raises(UserError, match=r"adapt block 0 of .*leave out hold_first"):
+        turnout.install_lora(model, [tmp_path], {"kind": "gate", "hold_first": 1})
+    assert not hasattr(model, "turnout")

@@ -24,11 +24,12 @@ PREFIX = "base_model.model."
 @dataclass(frozen=True, eq=False)
 class Lora:
     """One checkpoint. layers: path of a linear layer in the model -> A (r, in) and B (out, r), the
-    scale multiplied into B."""
+    scale multiplied into B. rest: what else was trained with it (a head), by parameter name."""
 
     folder: Path
     rank: int
     layers: dict[str, tuple[Tensor, Tensor]]
+    rest: dict[str, Tensor]
 
 
 def read_lora(folder: str | Path) -> Lora:
@@ -45,13 +46,6 @@ def read_lora(folder: str | Path) -> Lora:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from None
     layers: dict[str, tuple[Tensor, Tensor]] = {}
-    odd = [name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
-    if odd:
-        raise UserError(
-            f"{file} also holds {', '.join(odd[:3])}{' ...' if len(odd) > 3 else ''}, which are no "
-            "LoRA pair (a head that was trained with it, modules_to_save?): they would be lost. "
-            "Load them into the host first, and save the adapter without them"
-        )
     for name, a in tensors.items():
         if not name.endswith(".lora_A.weight"):
             continue
@@ -64,7 +58,9 @@ def read_lora(folder: str | Path) -> Lora:
         layers[path.removeprefix(PREFIX)] = (a.float(), b.float() * config["lora_alpha"] / root)
     if not layers:
         raise UserError(f"{file}: holds no lora_A tensors")
-    return Lora(folder, max(a.shape[0] for a, _ in layers.values()), layers)
+    pair = (".lora_A.weight", ".lora_B.weight")
+    rest = {k.removeprefix(PREFIX): v for k, v in tensors.items() if not k.endswith(pair)}
+    return Lora(folder, max(a.shape[0] for a, _ in layers.values()), layers, rest)
 
 
 def _check(folder: Path, config: dict[str, Any]) -> None:
@@ -79,11 +75,15 @@ def _check(folder: Path, config: dict[str, Any]) -> None:
         raise UserError(f"{folder}: trained biases (bias: {config['bias']!r}) cannot be routed")
 
 
-def lora_fields(model: PreTrainedModel, loras: Sequence[Lora]) -> dict[str, Any]:
-    """The fields of a router's config that fit the checkpoints. Raises UserError for one that was
-    made for another host, or adapts layers outside of the blocks."""
+def lora_fields(
+    model: PreTrainedModel, loras: Sequence[Lora], head: int | None = None
+) -> dict[str, Any]:
+    """The fields of a router's config that fit the checkpoints. head: the checkpoint whose head is
+    taken. Raises UserError for one that was made for another host, adapts layers outside of the
+    blocks, or holds a head where none is taken."""
     if not loras:
         raise UserError("give at least one LoRA checkpoint")
+    _check_rest(model, loras, head)
     views = blocks_of(model, find_family(model))
     places = {
         _path(model, view, path): name
@@ -117,9 +117,12 @@ def lora_fields(model: PreTrainedModel, loras: Sequence[Lora]) -> dict[str, Any]
 
 
 @torch.no_grad()
-def fill(model: PreTrainedModel, loras: Sequence[Lora]) -> None:
+def fill(model: PreTrainedModel, loras: Sequence[Lora], head: int | None = None) -> None:
     """Copy checkpoints into the units of a model that was routed with ``lora_fields``."""
     routing: Any = model.turnout
+    if head is not None:
+        for name, value in loras[head].rest.items():
+            model.get_parameter(name).copy_(value)
     for view in blocks_of(model, find_family(model)):
         name = f"{view.stack.name}_{view.layer}"
         if name not in routing.units:
@@ -146,6 +149,26 @@ def _paths(view: BlockView, name: str) -> list[str]:
     if name in ("in", "out") and not _dense(view):
         return []
     return view.target(name)
+
+
+def _check_rest(model: PreTrainedModel, loras: Sequence[Lora], head: int | None) -> None:
+    """A head that was trained with a checkpoint is taken by name, never lost without a word."""
+    if head is not None and not 0 <= head < len(loras):
+        raise UserError(f"head {head}: there are {len(loras)} checkpoints, counted from 0")
+    for lora in loras if head is None else ():
+        if lora.rest:
+            names = ", ".join(list(lora.rest)[:3])
+            raise UserError(
+                f"{lora.folder} was trained with {names}{' ...' if len(lora.rest) > 3 else ''}, "
+                "which one model can hold once: name the checkpoint to take it from, as head=0"
+            )
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    for name, value in (loras[head].rest if head is not None else {}).items():
+        if shapes.get(name) != tuple(value.shape):
+            raise UserError(
+                f"{loras[head].folder}: {name} {tuple(value.shape)} is no parameter of this "
+                f"{type(model).__name__} ({shapes.get(name)} here): was it made for another host?"
+            )
 
 
 def _dense(view: BlockView) -> bool:
