@@ -232,7 +232,7 @@ def language(benchmark: Benchmark) -> Iterator[Row]:
     """Arms on WikiText-2: validation text to learn from, test text to judge by."""
     folder = benchmark.folder("wikitext2")
     dense, tokenizer = gemma()
-    seen = windows(tokenizer, folder / "valid.txt", 4_000 if benchmark.quick else 120_000)
+    seen = windows(tokenizer, folder / "valid.txt", 4_000 if benchmark.quick else 60_000)
     test = windows(tokenizer, folder / "test.txt", 4_000 if benchmark.quick else 60_000)
     learn = [{"input_ids": part[:, :-1], "labels": part[:, :-1]} for part in seen[:80].split(4)]
 
