@@ -91,6 +91,13 @@ class Host:
 
 
 DECODER, BOTH = ("decoder",), ("encoder", "decoder")
+SPEECH: dict[str, Any] = dict(
+    hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=48,
+    conv_dim=(16, 16), conv_stride=(4, 4), conv_kernel=(8, 4), num_feat_extract_layers=2,
+    num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=4, layerdrop=0.0,
+    feat_extract_norm="layer", classifier_proj_size=16, mask_time_prob=0.0, initializer_range=0.2,
+)  # fmt: skip
+
 HOSTS = (
     Host("bert", "BertForSequenceClassification", lambda: hf.BertConfig(**COMMON, num_labels=3)),
     Host("roberta", "RobertaForTokenClassification", lambda: hf.RobertaConfig(**COMMON)),
@@ -190,26 +197,13 @@ HOSTS = (
     Host(
         "wav2vec2",
         "Wav2Vec2ForSequenceClassification",
-        lambda: hf.Wav2Vec2Config(
-            hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4,
-            intermediate_size=48, conv_dim=(16, 16), conv_stride=(4, 4), conv_kernel=(8, 4),
-            num_feat_extract_layers=2, num_conv_pos_embeddings=8,
-            num_conv_pos_embedding_groups=4, layerdrop=0.0, feat_extract_norm="layer",
-            classifier_proj_size=16, mask_time_prob=0.0, initializer_range=0.2,
-        ),
+        lambda: hf.Wav2Vec2Config(**SPEECH),
         "speech",
     ),
     Host(
         "wav2vec2_stable",
         "Wav2Vec2ForSequenceClassification",
-        lambda: hf.Wav2Vec2Config(
-            hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4,
-            intermediate_size=48, conv_dim=(16, 16), conv_stride=(4, 4), conv_kernel=(8, 4),
-            num_feat_extract_layers=2, num_conv_pos_embeddings=8,
-            num_conv_pos_embedding_groups=4, layerdrop=0.0, feat_extract_norm="layer",
-            classifier_proj_size=16, mask_time_prob=0.0, initializer_range=0.2,
-            do_stable_layer_norm=True,
-        ),
+        lambda: hf.Wav2Vec2Config(**SPEECH, do_stable_layer_norm=True),
         "speech",
     ),
 )  # fmt: skip

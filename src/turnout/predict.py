@@ -10,8 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from turnout.errors import UserError
-from turnout.execute.paths import check_random
+from turnout.execute.paths import check_paths
 from turnout.execute.pool import BulkResult, predict_bulk
 from turnout.run import open_run
 from turnout.tasks.base import IGNORED, Task
@@ -56,9 +55,7 @@ def predict(
     if paths == 1:
         found, spread = predict_bulk(model, listed(rows), collate, batch_tokens), None
     else:
-        if paths < 1:
-            raise UserError(f"paths must be at least 1, got {paths}")
-        check_random(routing, paths)
+        check_paths(routing, paths)
         found, spread = _averaged(model, listed(rows), collate, batch_tokens, paths, seed or 0)
     if say is not None:
         say(f"{len(rows):,} rows; share of the routed work that was spent: {found.share:.3f}")

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from turnout.errors import UserError
-from turnout.files import nearest, require_file
+from turnout.files import nearest
 from turnout.measure.config import MeasureConfig
 from turnout.objectives import ObjectivesConfig
 from turnout.recipe_yaml import Page, explain, read_page
@@ -49,7 +49,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     YAML, an unknown field, a wrong value, or a file that isn't there.
     """
     path = Path(path)
-    page = read_page(require_file(path), overrides)
+    page = read_page(path, overrides)
     try:
         # through JSON: strict about types there, yet a list may fill a tuple
         Recipe.model_validate_json(json.dumps(page.data, default=str), strict=True)

@@ -24,8 +24,10 @@ class PathAverage:
     each: Tensor
 
 
-def check_random(routing: Routing, paths: int) -> None:
-    """Raise UserError where several paths would all be the same."""
+def check_paths(routing: Routing, paths: int) -> None:
+    """Raise UserError for fewer than one path, and where several would all be the same."""
+    if paths < 1:
+        raise UserError(f"paths must be at least 1, got {paths}")
     kinds = [router.config.kind for router in routing.all_routers()]
     if not any(kind.startswith("random") for kind in kinds):
         raise UserError(
@@ -50,9 +52,7 @@ def average_paths(
         raise UserError(
             "average_paths needs a routed model; call turnout.install(model, ...) first"
         )
-    if paths < 1:
-        raise UserError(f"paths must be at least 1, got {paths}")
-    check_random(routing, paths)
+    check_paths(routing, paths)
     first = int(torch.randint(0, 2**40, ()).item()) if seed is None else seed
     before, routing.seed = routing.seed, None
     found = []

@@ -108,17 +108,13 @@ def find_family(model: PreTrainedModel) -> Family:
         )
     config: Any = model.base_model.config
     kind = config.model_type
-    refused: UserError | None = None
-    for family in FAMILIES.values():
-        if kind in family.model_types:
-            try:
-                _check_refusals(model, family)
-            except UserError as error:
-                refused = refused or error
-            else:
-                return family
-    if refused is not None:
-        raise refused
+    records = [family for family in FAMILIES.values() if kind in family.model_types]
+    refusals = [_refusal(model, family) for family in records]
+    for family, refusal in zip(records, refusals, strict=True):
+        if refusal is None:
+            return family
+    if refusals:
+        raise UserError(refusals[0])
     known = "; ".join(f"{f.name}: {', '.join(f.model_types)}" for f in FAMILIES.values())
     lists = [
         f"{name} ({len(module)} x {type(module[0]).__name__})"
@@ -132,15 +128,17 @@ def find_family(model: PreTrainedModel) -> Family:
     )
 
 
-def _check_refusals(model: PreTrainedModel, family: Family) -> None:
+def _refusal(model: PreTrainedModel, family: Family) -> str | None:
+    """Why a record cannot serve a model's config; None = it can."""
     config = model.base_model.config
     for field, allowed, reason in family.refuse:
         value = getattr(config, field, allowed)
         if value != allowed:
-            raise UserError(
+            return (
                 f"{type(model).__name__} has config.{field} = {value!r}; family {family.name!r} "
                 f"needs {allowed!r}: {reason}"
             )
+    return None
 
 
 def blocks_of(model: PreTrainedModel, family: Family) -> list[BlockView]:

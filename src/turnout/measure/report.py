@@ -192,7 +192,7 @@ def _classes(results: Results, chosen: Arm | None) -> str:
         "Class by class",
         "Precision, recall and F1 on the test set; support is the number of true cases. Named "
         "entities are judged twice: as whole entities, and word by word.",
-        *(table for table in tables if table),
+        *tables,
     )
 
 
