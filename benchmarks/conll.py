@@ -29,6 +29,9 @@ def recipe(task: dict[str, Any], seed: int, quick: bool) -> Any:
             "routed_layers": "first-4",
             "routed_start": "cut",
             "routed_freeze": "host",
+            # 32 sentences drawn at random to a step, in four batches of like length
+            "batch_size": 8,
+            "accumulate": 4,
             "freeze": "none" if not quick else "embeddings",
             "learning_rate": 3e-4,
             "routed_learning_rate": 1e-4,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import datasets
@@ -21,7 +22,7 @@ from turnout.train.config import TrainConfig
 from turnout.train.data import encode
 from turnout.train.fit import fit
 from turnout.train.step_format import StepFormat
-from turnout.train.trainer import LengthGroups, last_checkpoint
+from turnout.train.trainer import LengthOrder, grouped_steps, last_checkpoint
 
 ROUTERS = {
     "none": None,
@@ -242,16 +243,40 @@ def test_going_on_keeps_the_number_format_and_the_patience(
     assert logits.dtype == torch.float32
 
 
-def test_groups_are_a_function_of_seed_and_epoch() -> None:
+LENGTHS = [37 * place % 101 for place in range(800)]
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_the_order_is_a_function_of_seed_and_epoch(grouped: bool) -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        groups = LengthGroups([place % 7 for place in range(40)], 4, seed)
-        groups.set_epoch(epoch)
+        rows = LengthOrder(LENGTHS, 8, seed, grouped)
+        rows.set_epoch(epoch)
         torch.rand(3)  # the state of torch's own generator does not matter
-        return list(groups)
+        return list(rows)
 
     assert order(0, 0) == order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
-    assert sorted(order(0, 0)) == list(range(40))
+    assert sorted(order(0, 0)) == list(range(800))
+
+
+def test_steps_are_of_one_length_or_random_and_sorted() -> None:
+    def spread(grouped: bool) -> float:
+        lengths = [LENGTHS[row] for row in LengthOrder(LENGTHS, 8, 0, grouped)]
+        steps = [lengths[start : start + 8] for start in range(0, 800, 8)]
+        if not grouped:
+            assert all(step == sorted(step, reverse=True) for step in steps)
+        return fmean(max(step) - min(step) for step in steps)
+
+    assert spread(True) < 10 < 60 < spread(False)
+
+
+def test_steps_are_grouped_by_length_unless_words_are_labelled() -> None:
+    texts = datasets.Dataset.from_dict({"input_ids": [[1, 2]], "labels": [1]})
+    words = datasets.Dataset.from_dict({"input_ids": [[1, 2]], "labels": [[-100, 1]]})
+    assert grouped_steps(TrainConfig(), texts)
+    assert not grouped_steps(TrainConfig(), words)
+    assert grouped_steps(TrainConfig(group_by_length=True), words)
+    assert not grouped_steps(TrainConfig(group_by_length=False), texts)
 
 
 def test_a_checkpoint_that_was_cut_off_is_passed_over(work: Any, tmp_path: Path) -> None:

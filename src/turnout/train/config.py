@@ -22,9 +22,12 @@ class TrainConfig(BaseModel):
     starts from the dense host cut to these layers, as ``first-4``: where deeper ones add nothing,
     no input need run them (None = all). routed_start: ``cut`` trains that cut model first, as
     measuring does, and the routed model starts from it. max_steps: of each training. accumulate:
-    batches to a step. learning_rate: of the host; routed_learning_rate: of the host in the routed
-    model and in cut models, which start from the trained one (None = the same);
-    router_learning_rate: of the routers. warmup: share of the steps. clip: largest norm of the
+    batches to a step. group_by_length: a step takes rows of like length, which is fast on a CPU;
+    if not, rows at random, sorted inside of a step, so that several batches to a step hold less
+    padding (None = by length, unless each word is labelled: there it costs quality).
+    learning_rate: of the host; routed_learning_rate: of the host in the routed model and in cut
+    models, which start from the trained one (None = the same); router_learning_rate: of the
+    routers. warmup: share of the steps. clip: largest norm of the
     gradient. dropout: replaces the host's dropout (0 is much faster on a CPU); None keeps it.
     attention_dropout: another rate inside of attention (0 keeps torch's fused kernel on a CPU).
     freeze: ``embeddings`` trains all but the embeddings (much faster on a CPU), ``blocks`` trains
@@ -46,6 +49,7 @@ class TrainConfig(BaseModel):
     max_steps: Count | None = None
     batch_size: Count = 32
     accumulate: Count = 1
+    group_by_length: bool | None = None
     learning_rate: Rate = 3e-4
     routed_learning_rate: Rate | None = None
     router_learning_rate: Rate = 1e-3

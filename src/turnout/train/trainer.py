@@ -33,23 +33,43 @@ def routing_of(model: nn.Module) -> Routing | None:
     return getattr(model, "turnout", None)
 
 
-class LengthGroups(Sampler[int]):
-    """Places in shuffled groups of like length: a function of the seed and the epoch alone, so a
-    training that goes on in its second epoch sees the order that it would have seen."""
+class LengthOrder(Sampler[int]):
+    """The order of the rows of an epoch: a function of the seed and the epoch alone, so a training
+    that goes on in its second epoch sees the order that it would have seen.
 
-    def __init__(self, lengths: list[int], group: int, seed: int) -> None:
-        self.lengths, self.group, self.seed, self.epoch = lengths, group, seed, 0
+    step: rows to an optimizer step. grouped: the rows of a step are of like length; if not, they
+    are drawn at random and only sorted inside of the step, so that its micro-batches hold little
+    padding.
+    """
+
+    def __init__(self, lengths: list[int], step: int, seed: int, grouped: bool) -> None:
+        self.lengths, self.step, self.seed, self.grouped = lengths, step, seed, grouped
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.group, generator=generator))
+        if self.grouped:
+            yield from get_length_grouped_indices(self.lengths, self.step, generator=generator)
+            return
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        for start in range(0, len(order), self.step):
+            rows = order[start : start + self.step]
+            yield from sorted(rows, key=self.lengths.__getitem__, reverse=True)
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader at the start of each epoch."""
         self.epoch = epoch
+
+
+def grouped_steps(config: TrainConfig, rows: datasets.Dataset) -> bool:
+    """Whether a step takes rows of like length: as the config says, or unless words are labelled
+    (then a step of short sentences would count each of its words for more)."""
+    if config.group_by_length is not None:
+        return config.group_by_length
+    return not isinstance(rows[0].get("labels"), list)
 
 
 class RoutedTrainer(Trainer):
@@ -214,9 +234,11 @@ class RoutedTrainer(Trainer):
         # images, sound, and data sets of one's own have no lengths to group by
         if "input_ids" not in getattr(rows, "column_names", ()):
             return super()._get_train_sampler(train_dataset)  # type: ignore[return-value]
-        group = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps
         lengths = [len(ids) for ids in rows["input_ids"]]
-        return LengthGroups(lengths, group, self.args.data_seed or self.args.seed)
+        grouped = grouped_steps(self.train_config, rows)
+        seed = self.args.data_seed or self.args.seed
+        return LengthOrder(lengths, step, seed, grouped)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As Trainer does; what a full disk leaves half-written is taken away again."""
