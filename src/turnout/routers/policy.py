@@ -23,7 +23,7 @@ from turnout.flow import Flow
 from turnout.route import Route, Site
 from turnout.routers.base import HostShape, Router, RouterConfig, masked_mean
 from turnout.routers.projection import Projection
-from turnout.routers.reward import Positive, RewardConfig, quality, shares
+from turnout.routers.reward import Positive, RewardConfig, quality, reinforce, shares
 
 
 class PolicyConfig(RewardConfig):
@@ -103,13 +103,9 @@ class PolicyRouter(Router):
         routes = [flow.trace[site.key] for site in self.sites]
         reward_B = self.reward(flow, logits, labels)
         value_B = self.value(flow.memory[(self.sites[0].key, "state")])
-        advantage_B = (reward_B - value_B).detach()
-        if len(advantage_B) > 1:  # what the baseline does not know yet is the same for all
-            advantage_B = advantage_B - advantage_B.mean()
-        log_probs = [route.log_prob_BT for route in routes if route.log_prob_BT is not None]
-        total = (value_B - reward_B).square().mean()
-        for log_prob_BT in log_probs:
-            total = total - (advantage_B * log_prob_BT.sum(1)).mean()
+        drawn = [route.log_prob_BT.sum(1) for route in routes if route.log_prob_BT is not None]
+        log_prob_B = torch.stack(drawn).sum(0) if drawn else torch.zeros_like(reward_B)
+        total = reinforce(reward_B, value_B, log_prob_B)
         for route in routes:
             if route.log_prob_BT is not None and route.score_BTU is not None:
                 total = total - self.config.entropy * _entropy(route.score_BTU)

@@ -64,3 +64,17 @@ def shares(flow: Flow, sites: Sequence[Site], seconds_S: Tensor | None) -> Tenso
         spent.append(spent_B)
         whole.append(whole_B)
     return torch.stack(spent, 1) / torch.stack(whole, 1).sum(1, keepdim=True)
+
+
+def reinforce(reward_B: Tensor, value_B: Tensor, log_prob_B: Tensor) -> Tensor:
+    """Loss of REINFORCE with a learned baseline (Williams 1992), a scalar.
+
+    value_B: the baseline, which learns to expect the reward; log_prob_B: of the whole route that
+    was drawn. Advantages are centred within the batch: what the baseline does not know yet is the
+    same for all.
+    """
+    reward_B = reward_B.to(value_B)
+    advantage_B = (reward_B - value_B).detach()
+    if len(advantage_B) > 1:
+        advantage_B = advantage_B - advantage_B.mean()
+    return (value_B - reward_B).square().mean() - (advantage_B * log_prob_B).mean()

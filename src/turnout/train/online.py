@@ -21,12 +21,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of
 from turnout.flow import Flow
 from turnout.objectives.divergence import bernoulli_kl
+from turnout.routers.reward import reinforce
 from turnout.train.search import policy_of
 
 HALVINGS = 8
@@ -116,15 +118,8 @@ class OnlinePolicy:
 
     def _step(self, states_BLD: Tensor, actions_BL: Tensor, reward_B: Tensor) -> None:
         logit_BL = self._logits(states_BLD)
-        value_B = self.router.value(states_BLD[:, 0])
-        advantage_B = (reward_B.to(value_B) - value_B).detach()
-        if len(advantage_B) > 1:
-            advantage_B = advantage_B - advantage_B.mean()
-        log_prob_BL = torch.nn.functional.logsigmoid(
-            torch.where(actions_BL > 0, logit_BL, -logit_BL)
-        )
-        loss = (value_B - reward_B.to(value_B)).square().mean()
-        loss = loss - (advantage_B * log_prob_BL.sum(1)).mean()
+        log_prob_BL = F.logsigmoid(torch.where(actions_BL > 0, logit_BL, -logit_BL))
+        loss = reinforce(reward_B, self.router.value(states_BLD[:, 0]), log_prob_BL.sum(1))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
