@@ -24,7 +24,7 @@ class TrainConfig(BaseModel):
     measuring does, and the routed model starts from it. max_steps: of each training. accumulate:
     batches to a step. group_by_length: a step takes rows of like length, which is fast on a CPU;
     if not, rows at random, sorted inside of a step, so that several batches to a step hold less
-    padding (None = by length, unless each word is labelled: there it costs quality).
+    padding (None = by length, unless each word is labelled: it would weigh words unevenly).
     learning_rate: of the host; routed_learning_rate: of the host in the routed model and in cut
     models, which start from the trained one (None = the same); router_learning_rate: of the
     routers. warmup: share of the steps. clip: largest norm of the
