@@ -1,4 +1,4 @@
-"""FLOPs of routes and traces. Pure functions of records; nothing is measured here."""
+"""FLOPs and bytes of routes and traces. Pure functions of records; nothing is measured here."""
 
 from __future__ import annotations
 
@@ -74,6 +74,15 @@ def trace_dense_flops(trace: Trace) -> Tensor:
     costs = own_costs(route.site for route in trace.values())
     sites = [replace(route.site, cost=costs[key]) for key, route in trace.items()]
     return _total([dense_flops_B(site, trace.valid_BT(site.stack)).sum() for site in sites])
+
+
+def trace_bytes(trace: Trace) -> int:
+    """Bytes of the weights of the units that ran for any row of a pass: what one decode step, or
+    any pass of few rows, must read from memory. Units that ran for no row count nothing."""
+    return sum(
+        route.site.cost.bytes * int((route.weight_BTU.detach() != 0).flatten(0, 1).any(0).sum())
+        for route in nested(trace)
+    )
 
 
 def trace_share(trace: Trace) -> Tensor:

@@ -25,7 +25,7 @@ class ObjectivesConfig(BaseModel):
     score_function: a learned jump distribution.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     task: Weight = 1.0
     distill: Weight = 1.0

@@ -30,7 +30,7 @@ class RouterConfig(BaseModel):
     visible: skipped tokens keep their keys and values; False removes them (encoders only).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: str
     site: SiteKind = "layer"
@@ -89,6 +89,10 @@ class Router(nn.Module, ABC):
     @abstractmethod
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
         """The route at one site: weight_BTU with T = 1 for decisions per sequence or batch."""
+
+    def draws(self, budget: float) -> bool:
+        """Does another seed take other routes in inference at this budget; only random routers."""
+        return False
 
     def study(self, rows: datasets.Dataset) -> None:
         """Learn from the encoded training rows, before training; most routers need not."""

@@ -23,7 +23,7 @@ from turnout.routers.base import HostShape, Router, RouterConfig, masked_mean
 class GateConfig(RouterConfig):
     """shape: a linear map or an MLP with one hidden layer. shared: one gate for all layers (told
     the layer by a learned bias) or one per layer. open: initial logit, so that all runs at first.
-    temperature: of the sampling noise in training; 0 decides by the threshold as in inference."""
+    temperature: of the sampling noise in training; 0 draws nothing, a unit runs above one half."""
 
     kind: Literal["gate"] = "gate"
     shape: Literal["linear", "mlp"] = "linear"
@@ -84,10 +84,12 @@ class GateRouter(Router):
         if config.granularity == "batch":
             logit_BT = logit_BT.mean(0, keepdim=True).expand_as(logit_BT)
         score_BTU = logit_BT.sigmoid()[:, :, None]
-        if flow.training and config.temperature > 0:
-            hard = self._sample(site, hidden_BTD, logit_BT, flow)[:, :, None]
+        if not flow.training:
+            hard = select.threshold(score_BTU, self.level(flow.budget))
+        elif config.temperature == 0:
+            hard = select.threshold(score_BTU.detach(), 0.5)
         else:
-            hard = select.threshold(score_BTU.detach(), self.level(flow.budget))
+            hard = self._sample(site, hidden_BTD, logit_BT, flow)[:, :, None]
         weight = select.straight_through(hard, score_BTU) if flow.training else hard
         return Route(site, weight, score_BTU)
 
