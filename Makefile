@@ -1,6 +1,6 @@
 # Every target makes its own environment in .venv; only python3 (3.11 or newer, with venv) is needed.
 #   make demo     train, measure and report a routed model on a small public data set
-#                 (MODEL=folder-or-hub-name: another host)
+#                 (MODEL=folder-or-hub-name: another host; its run goes to runs/demo-NAME)
 #   make test     run the tests            make lint    ruff and pyright
 #   make docs     build the site           make clean   remove what was built (.venv stays)
 # GPU:  rm -rf .venv && make venv TORCH_INDEX=https://download.pytorch.org/whl/cu130

@@ -34,7 +34,7 @@ from turnout.train.data import encode, listed
 from turnout.train.fit import fit
 from turnout.train.host import open_host
 
-JUMP = {"kind": "random-jump", "p": 0.2, "hold_first": 1, "hold_last": 1}
+JUMP = {"kind": "random-jump", "p": 0.2, "hold_first": 2, "hold_last": 1}
 HALF = (0, 2, 5)
 PATHS = 8
 

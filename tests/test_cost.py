@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from turnout.cost import dense_flops_B, route_flops_B, trace_flops, trace_share
+from turnout.cost import dense_flops_B, route_flops_B, trace_bytes, trace_flops, trace_share
 from turnout.route import Route, Site, Trace, UnitCost
 
 COST = UnitCost(row=100.0, idle=10.0, pair=1.0, bytes=400)
@@ -50,6 +50,12 @@ def test_everything_is_dense() -> None:
 def test_the_size_of_a_weight_does_not_matter() -> None:
     heavy, light = route([2.5], [0.0]), route([0.1], [0.0])
     assert torch.equal(route_flops_B(heavy, VALID), route_flops_B(light, VALID))
+
+
+def test_bytes_are_read_once_for_each_unit_that_runs() -> None:
+    assert trace_bytes(trace_of(route([1], [1]))) == 400
+    assert trace_bytes(trace_of(route([0, 0, 0, 0], [0, 0.5, 0, 0]))) == 400
+    assert trace_bytes(trace_of(route([0], [0]))) == 0
 
 
 def test_units_add_up() -> None:

@@ -33,6 +33,14 @@ def test_sites_of_every_family(host: Host, tmp_path: Path) -> None:
             assert f"{stack}.2.{kind}" in found
 
 
+def test_a_config_that_no_model_fits(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "bert", "hidden_size": 10, "num_attention_heads": 3}'
+    )
+    with pytest.raises(UserError, match=r"no model fits its config\.json: .*\(10\)"):
+        inspect(str(tmp_path))
+
+
 def test_a_family_that_is_not_known(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "resnet", "architectures": null}')
     with pytest.raises(UserError):

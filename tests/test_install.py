@@ -32,6 +32,8 @@ def test_a_router_is_a_name_a_dict_or_a_config() -> None:
             r"unknown router 'gat'; known: attention, .*, gate, .* Did you mean 'gate'\?",
         ),
         ({"site": "ffn"}, "unknown router ''"),
+        (3, "by its kind, a dict of fields or a config, got 3"),
+        ({"kind": "gate", "open": float("inf")}, r"router gate\.open: .*finite number, got inf"),
         ({"kind": "gate", "shap": "mlp"}, r"router gate\.shap: .*not permitted, got 'mlp'"),
         (
             {"kind": "gate", "shape": "cube"},
@@ -176,6 +178,23 @@ def test_routers_must_agree_on_what_stays_visible() -> None:
         turnout.install(BY_NAME["bert"].build(), routers)
     routers[1]["site"] = "ffn"  # nothing of a skipped FFN is seen by others
     turnout.install(BY_NAME["bert"].build(), routers)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart", "marian"])
+def test_what_an_encoder_hides_is_no_matter_of_the_decoder(name: str) -> None:
+    hidden = {"kind": "gate", "granularity": "token", "visible": False, "stack": "encoder"}
+    decoder = {"kind": "gate", "site": "layer", "granularity": "token", "stack": "decoder"}
+    turnout.install(BY_NAME[name].build(), [hidden, decoder])
+    with pytest.raises(turnout.UserError, match="encoders only"):
+        turnout.install(BY_NAME[name].build(), [{**hidden, "stack": "decoder"}])
+
+
+def test_attention_that_is_asked_for_is_warned_of() -> None:
+    model, inputs = turnout.install(BY_NAME["bert"].build(), ["gate"]), BY_NAME["bert"].inputs()
+    with torch.no_grad():
+        model(**inputs)
+        with pytest.warns(UserWarning, match="attention of the rows that it ran"):
+            model(**inputs, output_attentions=True)
 
 
 def test_two_routers_serve_one_model() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import tiny
 
@@ -80,6 +81,16 @@ def test_paths_are_averaged_and_their_spread_told(run: Path) -> None:
         for seed in (3, 3, 4)
     ]
     assert routes[0] == routes[1] != routes[2]
+
+
+def test_a_kept_column_may_hold_no_number(tmp_path: Path) -> None:
+    tiny.save_recipe(tmp_path)
+    made = train(load(tmp_path / "recipe.yaml"), tmp_path / "run", progress=False).path
+    datasets.Dataset.from_dict(
+        {"text": ["good film", "bad film"], "score": [float("nan"), 1.5]}
+    ).to_parquet(str(tmp_path / "more.parquet"))
+    rows = [json.loads(line) for line in predict(made, str(tmp_path / "more.parquet"))]
+    assert [row["score"] for row in rows] == [None, 1.5]
 
 
 def test_paths_need_a_random_router(run: Path) -> None:

@@ -118,6 +118,14 @@ MISTAKES = {
         ("learning_rate: 3e-4", "budget: 1.5"),
         "/recipe.yaml:11: train.budget: found 1.5; it should be less than or equal to 1",
     ),
+    "not finite": (
+        ("learning_rate: 3e-4", "clip: .inf"),
+        "/recipe.yaml:11: train.clip: found inf; it should be a finite number",
+    ),
+    "a seed that cannot be": (
+        ("learning_rate: 3e-4", "seed: -1"),
+        "/recipe.yaml:11: train.seed: found -1; it should be greater than or equal to 0",
+    ),
     "not one of": (
         ("learning_rate: 3e-4", "freeze: embedding"),
         "train.freeze: found 'embedding'; it should be 'none', 'embeddings', 'blocks' or 'host'; "
@@ -220,6 +228,9 @@ def test_bad_overrides(override: str, message: str, folder: Path) -> None:
         ("- a\n- b\n", ":1: found a list; a recipe is a page of fields"),
         ("just words\n", ":1: found a str"),
         ("a: *b\n", "not valid YAML"),
+        ("2024-01-01: x\n", ":1: '2024-01-01': a field's name is a word; YAML reads this as a t"),
+        ("model: x\nyes: 1\n", ":2: 'yes': a field's name is a word; YAML reads this as a bool"),
+        ("model: &a [*a]\n", ":1: an alias stands inside its own anchor"),
         ("a: !!python/object:os.system {}\n", "not valid YAML"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,36 @@ def test_stages_that_are_not_there_yet(recipe: Recipe, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=f"has no {stage}/ yet: .*Go on with: turnout train "):
             read()
+
+
+def test_begun_in_part_it_is_gone_on_with(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise UserError(f"cannot write {path}: No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space"):
+        patch.setattr("turnout.run.write_text", full)
+        start_run(tmp_path / "run", recipe, ["no", "yes"])
+    start_run(tmp_path / "run", recipe, ["no", "yes"])
+    assert (tmp_path / "run" / "recipe.yaml").is_file()
+
+
+def test_what_to_measure_can_be_changed_without_the_host(recipe: Recipe, tmp_path: Path) -> None:
+    run = start_run(tmp_path / "run", recipe, ["no", "yes"])
+    shutil.rmtree(recipe.model)
+    assert run.measure_config(["repeats=15"]).repeats == 15
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_is_cut_short(name: str, recipe: Recipe, tmp_path: Path) -> None:
+    run = start_run(tmp_path / "run", recipe, ["no", "yes"])
+    shutil.copytree(recipe.model, run.dense)
+    assert run.tokenizer().pad_token
+    file = run.dense / name
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(UserError, match="dense: the tokenizer cannot be loaded"):
+        run.tokenizer()
 
 
 def test_what_is_no_run(recipe: Recipe, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from turnout._version import __version__ as __version__
 from turnout.errors import UserError as UserError
 
 if TYPE_CHECKING:
+    from turnout.cost import trace_bytes as trace_bytes
     from turnout.cost import trace_share as trace_share
     from turnout.execute.paths import average_paths as average_paths
     from turnout.execute.routing import trace as trace
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from turnout.train.saving import load as load
 
 _HOMES = {
-    "turnout.cost": ("trace_share",),
+    "turnout.cost": ("trace_bytes", "trace_share"),
     "turnout.execute.paths": ("average_paths",),
     "turnout.execute.routing": ("trace",),
     "turnout.hosts": ("Family", "Stack", "register_family"),

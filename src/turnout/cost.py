@@ -1,4 +1,4 @@
-"""FLOPs of routes and traces. Pure functions of records; nothing is measured here."""
+"""FLOPs and bytes of routes and traces. Pure functions of records; nothing is measured here."""
 
 from __future__ import annotations
 
@@ -84,6 +84,15 @@ def added_flops(trace: Trace) -> float:
     """What units that a host lacks (adapters) would cost if all of them ran, in FLOPs."""
     sites = [route.site for route in trace.values() if route.site.kind == "adapter"]
     return sum(float(dense_flops_B(s, trace.valid_BT(s.stack)).sum()) for s in sites)
+
+
+def trace_bytes(trace: Trace) -> int:
+    """Bytes of the weights of the units that ran for any row of a pass: what one decode step, or
+    any pass of few rows, must read from memory. Units that ran for no row count nothing."""
+    return sum(
+        route.site.cost.bytes * int((route.weight_BTU.detach() != 0).flatten(0, 1).any(0).sum())
+        for route in nested(trace)
+    )
 
 
 def trace_share(trace: Trace) -> Tensor:

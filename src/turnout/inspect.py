@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from transformers import AutoModel, PreTrainedModel
 
+from turnout.errors import UserError
 from turnout.files import read_json
 from turnout.hosts.attach import blocks_of, find_family, site_of
 from turnout.route import Site, SiteKind
@@ -40,12 +41,11 @@ def inspect(target: str) -> Group:
 def inspect_model(name: str) -> Group:
     """The sites of a host, from its config alone."""
     config = open_config(name)
-    named = getattr(transformers, (config.architectures or ["AutoModel"])[0], AutoModel)
-    with torch.device("meta"):
-        if isinstance(named, type) and issubclass(named, PreTrainedModel):
-            model = named(config)
-        else:
-            model = AutoModel.from_config(config, trust_remote_code=False)
+    try:
+        model = _empty(config)
+    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"model: {name}: no model fits its config.json: {reason}") from None
     family = find_family(model)
     sites = [
         site_of(view, kind)
@@ -62,6 +62,15 @@ def inspect_model(name: str) -> Group:
         }
     )
     return Group(facts, _sites("sites where a router can be installed", sites))
+
+
+def _empty(config: Any) -> PreTrainedModel:
+    """A model of a config, without weights."""
+    named = getattr(transformers, (config.architectures or ["AutoModel"])[0], AutoModel)
+    with torch.device("meta"):
+        if isinstance(named, type) and issubclass(named, PreTrainedModel):
+            return named(config)
+        return AutoModel.from_config(config, trust_remote_code=False)
 
 
 def inspect_run(path: str) -> Group:

@@ -30,6 +30,10 @@ def parse_router(spec: RouterSpec) -> RouterConfig:
     """A router's config from its kind, a dict, or a config; UserError names the wrong field."""
     if isinstance(spec, RouterConfig):
         return spec
+    if not isinstance(spec, str | dict):
+        raise UserError(
+            f"a router is given by its kind, a dict of fields or a config, got {spec!r}"
+        )
     fields = {"kind": spec} if isinstance(spec, str) else dict(spec)
     config = ROUTERS[str(fields.get("kind", ""))].Config
     try:
@@ -79,7 +83,7 @@ def install(
     heads = any(site.kind == "head" for site in routing.sites)
     attention = watch_attention(model) if watched or heads else None
     for view in views:
-        attach(model, view, routing, by_key, hidden, watched)
+        attach(model, view, routing, by_key, view.stack.name in hidden, watched)
         if not ordered:
             split(view, routing, by_key)
     model.add_module("turnout", routing)
@@ -189,14 +193,23 @@ def _check_units(routing: Routing, watched: dict[tuple[str, int], str]) -> None:
             raise UserError(f"{where} are routed, and another router looks at their attention")
 
 
-def _hidden(configs: Sequence[RouterConfig], views: list[BlockView]) -> bool:
-    """Are skipped tokens taken out of attention: one answer for all routers that skip attention."""
-    said = {config.visible for config in configs if config.site in ("layer", "attention")}
-    if len(said) > 1:
-        raise UserError("visible must be the same for all routers at sites layer and attention")
-    if False in said and not all(view.stack.hideable for view in views):
-        raise UserError("visible: false removes tokens from attention: encoders only")
-    return False in said
+def _hidden(configs: Sequence[RouterConfig], views: list[BlockView]) -> frozenset[str]:
+    """Stacks whose skipped tokens are taken out of attention: one answer for all routers that skip
+    attention there."""
+    hidden = set()
+    for name, hideable in {view.stack.name: view.stack.hideable for view in views}.items():
+        here = [config for config in configs if config.stack in (None, name)]
+        said = {config.visible for config in here if config.site in ("layer", "attention")}
+        if len(said) > 1:
+            raise UserError("visible must be the same for all routers at sites layer and attention")
+        if False in said and not hideable:
+            raise UserError(
+                "visible: false removes tokens from attention: encoders only (set `stack: encoder` "
+                "where there is one)"
+            )
+        if False in said:
+            hidden.add(name)
+    return frozenset(hidden)
 
 
 def _warn_of_leaks(routers: Iterable[Router], model: PreTrainedModel) -> None:
@@ -235,12 +248,15 @@ def _check_block(model: PreTrainedModel, view: BlockView) -> None:
 
 
 def _build(
-    configs: Sequence[RouterConfig], views: list[BlockView], host: HostShape, hidden: bool
+    configs: Sequence[RouterConfig],
+    views: list[BlockView],
+    host: HostShape,
+    hidden: frozenset[str],
 ) -> dict[str, Router]:
     built: dict[str, Router] = {}
     taken: dict[str, str] = {}
     for config in configs:
-        every = [_site(view, config, hidden) for view in views]
+        every = [_site(view, config, view.stack.name in hidden) for view in views]
         _check_layers(config, every)
         sites = tuple(site for site in every if config.covers(site))
         name = f"{len(built)}_{config.kind}".replace("-", "_")

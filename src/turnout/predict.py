@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,16 @@ def _lines(
             out["layers_run"] = round(float(units), 3)
         if apart is not None:
             out["spread"] = round(apart, 4)
-        yield json.dumps(out, ensure_ascii=False, default=str)
+        yield json.dumps(_finite(out), ensure_ascii=False, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for numbers that JSON does not know (a kept column may hold NaN)."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

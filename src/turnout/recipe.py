@@ -41,12 +41,13 @@ class Recipe(BaseModel):
         return f"# {comment}\n{page}" if comment else page
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(path: str | Path, overrides: Sequence[str] = (), resolve: bool = True) -> Recipe:
     """Read a recipe; ``overrides`` are ``field.field=value`` texts that win over the file.
 
     Paths in the file are relative to it, paths in overrides to the working directory; both come
-    out absolute. Raises UserError (file, line, field, what was found, what is allowed) for bad
-    YAML, an unknown field, a wrong value, or a file that isn't there.
+    out absolute. resolve: look for the files; False leaves their names as they are written. Raises
+    UserError (file, line, field, what was found, what is allowed) for bad YAML, an unknown field, a
+    wrong value, or a file that isn't there.
     """
     path = Path(path)
     page = read_page(path, overrides)
@@ -55,7 +56,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         Recipe.model_validate_json(json.dumps(page.data, default=str), strict=True)
     except ValidationError as error:
         raise UserError(explain(error, page, schema())) from None
-    _resolve(page, path.resolve().parent)
+    if resolve:
+        _resolve(page, path.resolve().parent)
     return Recipe.model_validate_json(json.dumps(page.data), strict=True)
 
 

@@ -16,6 +16,7 @@ from turnout.errors import UserError
 from turnout.files import read_bytes
 
 Loc = tuple[str | int, ...]
+NAMES = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # what a field's name may be
 MOST = 10  # mistakes told at once
 
 
@@ -65,7 +66,7 @@ def read_page(path: Path, overrides: Sequence[str] = ()) -> Page:
         raise UserError(
             f"{path}:1: found a {type(data).__name__}; a recipe is a page of fields (model: ...)"
         )
-    _refuse_twins(path, root)
+    _check_names(path, root, ())
     page = Page(path, data, root)
     for override in overrides:
         _override(page, override)
@@ -180,13 +181,21 @@ def _line(node: yaml.Node, loc: Loc) -> int:
     return line + 1
 
 
-def _refuse_twins(path: Path, node: yaml.Node) -> None:
-    """A field given twice: YAML readers take the last one without a word."""
+def _check_names(path: Path, node: yaml.Node, above: tuple[yaml.Node, ...]) -> None:
+    """Refuse a field given twice (YAML readers take the last one without a word), a name that is no
+    word, and a page that holds itself."""
+    if any(node is other for other in above):
+        raise UserError(f"{path}:{node.start_mark.line + 1}: an alias stands inside its own anchor")
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
+            if key.tag not in NAMES:
+                raise UserError(
+                    f"{path}:{line}: {_short(key.value)}: a field's name is a word; YAML reads "
+                    f"this as a {key.tag.rpartition(':')[2]}"
+                )
             if key.value in lines:
                 raise UserError(
                     f"{path}:{line}: {key.value}: this field stands twice "
@@ -197,7 +206,7 @@ def _refuse_twins(path: Path, node: yaml.Node) -> None:
     elif isinstance(node, yaml.SequenceNode):
         children = node.value
     for child in children:
-        _refuse_twins(path, child)
+        _check_names(path, child, (*above, node))
 
 
 def _override(page: Page, text: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from turnout._version import __version__
 from turnout.errors import UserError
@@ -73,12 +73,11 @@ class Run:
         if not overrides:
             return self.recipe.measure
         named = [f"measure.{text.removeprefix('measure.')}" for text in overrides]
-        return load(self.path / "recipe.yaml", named).measure
+        return load(self.path / "recipe.yaml", named, resolve=False).measure
 
     def tokenizer(self) -> Any:
         """The tokenizer, as saved beside the dense host."""
-        with saving.quiet_loading():
-            return AutoTokenizer.from_pretrained(self._there(self.dense))
+        return saving.load_tokenizer(self._there(self.dense))
 
     def load_dense(self) -> PreTrainedModel:
         """The dense host, in eval mode."""
@@ -143,8 +142,9 @@ def start_run(path: str | Path, recipe: Recipe, labels: list[str]) -> Run:
         raise UserError(f"{path} is not empty and not a run folder; choose another --out")
     make_folder(path)
     fields = {"format": FORMAT, "turnout": __version__, "labels": labels}
-    write_text(path / "recipe.yaml", recipe.text(f"turnout: {__version__}"))
+    # run.json first: it is what makes this a run folder, which the same command may go on in
     write_json(path / "run.json", {**fields, "recipe": recipe.model_dump(mode="json")})
+    write_text(path / "recipe.yaml", recipe.text(f"turnout: {__version__}"))
     return Run(path, labels, recipe)
 
 

@@ -6,12 +6,23 @@ import os
 from pathlib import Path
 
 import pytest
+import tiny
 from typer.testing import CliRunner
 
 from turnout.demo import data
-from turnout.demo.__main__ import TEST, TRAIN, app, fitting, make_recipe
+from turnout.demo.__main__ import (
+    MODEL,
+    TEST,
+    TRAIN,
+    app,
+    fitting,
+    folder_of,
+    make_recipe,
+    static_of,
+)
 from turnout.hosts.cut import static_layers
 from turnout.measure.results import load
+from turnout.run import start_run
 
 CACHE = Path(os.environ.get("TURNOUT_CACHE", Path.home() / ".cache" / "turnout"))
 
@@ -32,6 +43,22 @@ def test_recipe_is_valid(quick: bool, tmp_path: Path) -> None:
     assert recipe.task.max_train == 6000 and recipe.measure.max_examples == 2000
     assert all(static_layers(name, 6) for name in recipe.measure.static)
     assert recipe.routers[0].kind == "exit"
+
+
+def test_another_host_has_a_run_folder_and_cuts_of_its_own(tmp_path: Path) -> None:
+    assert str(folder_of(MODEL)) == "runs/demo"
+    assert str(folder_of("/models/small-bert")) == "runs/demo-small-bert"
+    tiny.save_host(tmp_path / "host")  # two layers
+    assert static_of(str(tmp_path / "host"), quick=False) == ["first-1"]
+    assert static_of(MODEL, quick=False) == ["first-3", "first-2"]
+
+
+@pytest.mark.parametrize("change", [["--model", "another/host"], ["--quick"]])
+def test_a_run_of_another_kind_is_not_gone_on_with(change: list[str], tmp_path: Path) -> None:
+    start_run(tmp_path / "run", make_recipe(tmp_path, 500, 200, quick=False), ["a", "b"])
+    done = CliRunner().invoke(app, ["--out", str(tmp_path / "run"), *change])
+    assert done.exit_code == 2
+    assert f"{tmp_path}/run holds a run of another kind" in done.output.replace("\n", "")
 
 
 def test_a_damaged_archive_is_one_sentence(tmp_path: Path) -> None:

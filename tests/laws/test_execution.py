@@ -152,6 +152,16 @@ def test_hidden_tokens(host: Host, site: str) -> None:
     assert (out[0] - visible[0]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("host", [h for h in HOSTS if len(h.stacks) == 2], **by_name)
+def test_hidden_tokens_of_an_encoder_that_is_read(host: Host) -> None:
+    router = dict(site="layer", granularity="token", keep=0.6, stack="encoder")
+    hidden = routed(host, dict(router, visible=False))
+    out = run(hidden, host.inputs())
+    assert_same(out, run(hidden, host.inputs(), reference=True))
+    visible = run(routed(host, router), host.inputs())
+    assert (out[0] - visible[0]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("host", [h for h in HOSTS if not h.hideable], **by_name)
 def test_decoders_hide_nothing(host: Host) -> None:
     with pytest.raises(turnout.UserError, match="encoders only"):

@@ -7,9 +7,12 @@ from copy import deepcopy
 import pytest
 import torch
 from fixed_router import FixedConfig
-from hosts_table import LAYERS, Host, output_mask
+from hosts_table import BY_NAME, LAYERS, Host, output_mask
 from torch import Tensor
-from transformers import PreTrainedModel
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 import turnout
 from turnout.routers import RouterConfig
@@ -85,6 +88,30 @@ def test_a_differentiable_weight_of_one_changes_nothing(host: Host) -> None:
     # rows are packed without padding here, so a matrix product may round differently
     real = output_mask(host.inputs(), after)
     torch.testing.assert_close(after * real, before * real, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert", "llama", "bart"])
+def test_padding_changes_nothing_with_an_attention_of_ones_own(name: str) -> None:
+    """Registered as Transformers documents it; the routes are those of a gate per token."""
+    AttentionInterface.register("own", sdpa_attention_forward)
+    AttentionMaskInterface.register("own", sdpa_mask)
+    host = BY_NAME[name]
+    model, inputs = host.build(), host.inputs("none")
+    model.set_attn_implementation("own")
+    gate = {"kind": "gate", "site": "ffn", "granularity": "token", "open": 0.0}
+    turnout.install(model, [gate])
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.turnout.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    model.turnout.budget = 0.5
+    longer = {key: F.pad(value, (0, 4)) for key, value in inputs.items()}
+    with turnout.trace() as trace:
+        short, long = logits_of(model, inputs), logits_of(model, longer)
+    assert 0 < float(turnout.trace_share(trace)) < 1
+    if long.ndim == 3:
+        long = long[:, : short.shape[1]]
+    torch.testing.assert_close(long, short, rtol=1e-4, atol=1e-4)
 
 
 def test_deepcopy_is_an_independent_routed_model(host: Host) -> None:

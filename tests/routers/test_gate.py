@@ -12,6 +12,20 @@ from turnout.cost import trace_share
 HOST = BY_NAME["bert"]
 
 
+@pytest.mark.parametrize("granularity", ["sequence", "token"])
+def test_without_noise_a_gate_closes_in_training_below_one_half(granularity: str) -> None:
+    inputs, shares = HOST.inputs(), []
+    for open_ in (-0.1, 0.1):
+        spec = {"kind": "gate", "temperature": 0.0, "open": open_, "granularity": granularity}
+        model = turnout.install(HOST.build(), [spec]).train()
+        with turnout.trace() as trace:
+            model(**inputs)
+        shares.append(float(turnout.trace_share(trace).detach()))
+        torch.stack([route.weight_BTU.sum() for route in trace.values()]).sum().backward()
+        assert model.turnout.all_routers()[0].bias.grad.abs().sum() > 0
+    assert shares[0] < 0.3 and shares[1] == 1.0
+
+
 def test_gates_start_open() -> None:
     model = turnout.install(HOST.build(), [{"kind": "gate", "open": 2.0}])
     with torch.no_grad(), turnout.trace() as trace:

@@ -58,6 +58,23 @@ def test_the_first_layer_runs_and_no_jump_is_the_host() -> None:
     assert all((route.weight_BTU == 1).all() for route in trace.values())
 
 
+@pytest.mark.parametrize("hold", [0, 1, 2])
+def test_a_jump_may_leave_the_last_held_layer(hold: int) -> None:
+    """With p = 1 and targets all alike, layer n is reached from each earlier one on the path."""
+    inputs = {key: value.repeat(200, 1) for key, value in BY_NAME["bert"].inputs("none").items()}
+    inputs["input_ids"][:, 1:3] = torch.randint(3, 60, (600, 2))
+    model, router = routed(p=1.0, hold_first=hold)
+    with torch.no_grad(), turnout.trace() as trace:
+        model(**inputs)
+    ran = {key: float(route.weight_BTU.mean()) for key, route in trace.items()}
+    # three layers; the first that may be jumped over is the second, or the one after the held ones
+    expected = {0: [1.0, 1 / 3, 0.5], 1: [1 / 3, 0.5], 2: [0.5]}[hold]
+    assert list(ran.values()) == pytest.approx(expected, abs=0.07)
+    lead = int(hold > 0)
+    share = router.share(3 - max(0, hold - 1), 1.0, lead)
+    assert share == pytest.approx(sum(expected) / len(expected))
+
+
 def test_no_jumps_in_inference_when_told_so() -> None:
     model, _ = routed(p=1.0, inference=False)
     for budget, share in ((1.0, 1.0), (0.5, None)):

@@ -54,6 +54,20 @@ def test_the_share_spent_follows_the_budget(name: str, work: Any, rows: Any) -> 
     assert np.abs(np.array(spent) - [0.2, 0.35, 0.5, 0.65, 0.8]).mean() < 0.1
 
 
+@pytest.mark.parametrize("other", ["random-skip", "random-jump"])
+def test_a_router_without_a_score_follows_the_same_budget(other: str, work: Any, rows: Any) -> None:
+    """Half of the work is that router's; what both spend together is the budget."""
+    site = "attention" if other == "random-skip" else "layer"
+    specs = ({"kind": "gate", "site": "ffn", "granularity": "token"}, {"kind": other, "site": site})
+    model = routed(work, *specs)
+    model.turnout.seed = 1
+    turnout.calibrate(model, rows, work.collate)
+    for budget in (0.9, 0.75, 0.5):
+        with model.turnout.at(budget):
+            spent = predict_bulk(model, rows, work.collate).share
+        assert spent == pytest.approx(budget, abs=0.06), budget
+
+
 def test_the_table_falls_and_is_saved(work: Any, rows: Any, tmp_path: Any) -> None:
     model = routed(work, {"kind": "exit"})
     model.turnout.budget = 0.4

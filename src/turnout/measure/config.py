@@ -23,7 +23,7 @@ class MeasureConfig(BaseModel):
     time_examples: how many of those are timed in each round; None = all.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     budgets: Annotated[list[Budget], Field(min_length=1)] = [0.75, 0.5, 0.35, 0.25]
     static: list[Cut] | None = None

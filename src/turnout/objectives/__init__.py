@@ -28,7 +28,7 @@ class ObjectivesConfig(BaseModel):
     logits of gates.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     task: Weight = 1.0
     distill: Weight = 1.0

@@ -38,7 +38,7 @@ class RouterConfig(BaseModel):
     (of attention), in, out (of the feed-forward network).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: str
     site: SiteKind = "layer"
@@ -113,6 +113,10 @@ class Router(nn.Module, ABC):
     @abstractmethod
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
         """The route at one site: weight_BTU with T = 1 for decisions per sequence or batch."""
+
+    def draws(self, budget: float) -> bool:
+        """Does another seed take other routes in inference at this budget; only random routers."""
+        return False
 
     def study(self, rows: datasets.Dataset) -> None:
         """Learn from the encoded training rows, before training; most routers need not."""

@@ -30,7 +30,7 @@ class GateConfig(RouterConfig):
     """shape: a linear map, an MLP with one hidden layer, or a recurrent cell along depth, which all
     layers share. shared: one gate for all layers (told the layer by a learned bias) or one per
     layer. open: initial logit, so that all runs at first. temperature: of the sampling noise in
-    training; 0 decides by the threshold as in inference. keep: units above a threshold; the
+    training; 0 draws nothing, a unit runs above one half. keep: units above a threshold; the
     ``top-k`` units of a token or sequence; or ``expert-choice``: each unit takes its best tokens
     (encoders only). top: keep so many, whatever the budget; None = the budget says. least:
     smallest share that the last two keep in training, where the share is drawn anew for each
@@ -165,10 +165,12 @@ class GateRouter(Router):
     ) -> Tensor:
         """By threshold; sampled in training, open with probability sigmoid(logit / temperature)."""
         temperature = self.config.temperature
-        if flow.training and temperature > 0:
-            uniform_BTU = self.uniform(site, hidden_BTD, flow, 1, self._place[site.key])
-            return select.sample((logit_BTU.detach() / temperature).sigmoid(), uniform_BTU)
-        return select.threshold(score_BTU.detach(), self.level(flow.budget))
+        if not flow.training:
+            return select.threshold(score_BTU, self.level(flow.budget))
+        if temperature == 0:
+            return select.threshold(score_BTU.detach(), 0.5)
+        uniform_BTU = self.uniform(site, hidden_BTD, flow, 1, self._place[site.key])
+        return select.sample((logit_BTU.detach() / temperature).sigmoid(), uniform_BTU)
 
     def _rank(self, site: Site, logit_BTU: Tensor, flow: Flow) -> Tensor:
         """Rank among the units of a token, or among the tokens of a unit."""

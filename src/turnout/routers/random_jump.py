@@ -1,9 +1,10 @@
 """Random layer routing: a layer's output goes, with a probability, to any later layer.
 
 After layer i runs, with probability p the state jumps to a layer j > i drawn from a named
-distribution over the later layers (or past the last one); else it goes on to i + 1. It holds in
-training and in inference, so a model can be made to work along many paths. Related: LayerDrop
-(arXiv 1909.11556, independent drops) and LayerShuffle (arXiv 2407.04513, random order).
+distribution over the later layers (or past the last one); else it goes on to i + 1. Jumps start at
+the first layer, or at the held one before the first routed layer. It holds in training and in
+inference, so a model can be made to work along many paths. Related: LayerDrop (arXiv 1909.11556,
+independent drops) and LayerShuffle (arXiv 2407.04513, random order).
 """
 
 from __future__ import annotations
@@ -48,14 +49,15 @@ class RandomJumpRouter(Router):
         self._stacks: dict[str, list[Site]] = {}
         for site in sites:
             self._stacks.setdefault(site.stack, []).append(site)
-        longest = max(len(group) for group in self._stacks.values())
+        longest = max(len(group) + _lead(group) for group in self._stacks.values())
         learned = config.distribution == "learned"
         self.jump = nn.Parameter(torch.zeros(longest, longest + 1)) if learned else None
 
     def targets(self, depth: int) -> Tensor:
         """Log-probability of each target (depth, depth + 1) after a jump from each layer.
 
-        Row i, column j: from routed layer i to routed layer j; j = depth leaves the routed part.
+        Row i, column j: from layer i of the path to layer j; j = depth leaves the routed part. A
+        held layer before the routed ones is the first of the path.
         """
         ahead = torch.arange(depth + 1)[None, :] - torch.arange(depth)[:, None]
         if self.jump is not None:
@@ -67,16 +69,20 @@ class RandomJumpRouter(Router):
             score = torch.zeros(depth, depth + 1)
         return score.masked_fill(ahead < 1, -torch.inf).log_softmax(-1)
 
-    def share(self, depth: int, p: float) -> float:
-        """Expected share of the routed layers that run with jump probability p."""
-        return _share(self.targets(depth).exp().tolist(), p)
+    def share(self, depth: int, p: float, lead: int = 0) -> float:
+        """Expected share of the routed layers that run with jump probability p.
 
-    def probability(self, depth: int, budget: float) -> float:
+        depth: of the path. lead: how many of its layers are held, 0 or 1.
+        """
+        return _share(self.targets(depth).exp().tolist(), p, lead)
+
+    def probability(self, depth: int, budget: float, lead: int = 0) -> float:
         """The jump probability that spends a budget on average (bisection; share falls with p)."""
         chance = self.targets(depth).exp().tolist()
-        if budget < (floor := _share(chance, 1.0)):
+        if budget < (floor := _share(chance, 1.0, lead)):
             warnings.warn(
-                f"random-jump runs at least {floor:.2f} of its {depth} layers on average, which is "
+                f"random-jump runs at least {floor:.2f} of its {depth - lead} layers on average, "
+                "which is "
                 f"more than the budget of {budget:g}: every layer jumps. Use random-skip to spend "
                 "less",
                 stacklevel=2,
@@ -85,8 +91,12 @@ class RandomJumpRouter(Router):
         low, high = 0.0, 1.0
         for _ in range(30):
             middle = (low + high) / 2
-            low, high = (middle, high) if _share(chance, middle) > budget else (low, middle)
+            over = _share(chance, middle, lead) > budget
+            low, high = (middle, high) if over else (low, middle)
         return high
+
+    def draws(self, budget: float) -> bool:
+        return budget < 1 or (self.config.inference and self.config.p > 0)
 
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
         group = self._stacks[site.stack]
@@ -120,11 +130,15 @@ class RandomJumpRouter(Router):
     def _draw(
         self, group: list[Site], batch: int, device: torch.device, flow: Flow
     ) -> tuple[Tensor, Tensor]:
-        """Which routed layers run (B, L) and the log-probability of each layer's draw (B, L)."""
-        depth = len(group)
+        """Which routed layers run (B, L) and the log-probability of each layer's draw (B, L).
+
+        What a held layer before them draws counts with the first one's.
+        """
+        lead = _lead(group)
+        depth = len(group) + lead
         p = self.config.p
         if not flow.training and flow.budget < 1:
-            p = self.probability(depth, flow.budget)
+            p = self.probability(depth, flow.budget, lead)
         log_chance = self.targets(depth).to(device)
         reach = log_chance.detach().exp().cumsum(-1)
         keys_B = flow.keys_B(batch, device)
@@ -144,13 +158,18 @@ class RandomJumpRouter(Router):
             next_B = torch.where(jumps_B, target_B, torch.full_like(target_B, layer + 1))
             chosen_B = torch.where(here_B & jumps_B, log_chance[layer][target_B], 0.0)
             log_prob_BL = log_prob_BL.index_add(
-                1, torch.tensor([layer], device=device), chosen_B[:, None]
+                1, torch.tensor([max(layer, lead)], device=device), chosen_B[:, None]
             )
             at_B = torch.where(here_B, next_B, at_B)
-        return path_BL, log_prob_BL
+        return path_BL[:, lead:], log_prob_BL[:, lead:]
 
 
-def _share(chance: list[list[float]], p: float) -> float:
+def _lead(group: list[Site]) -> int:
+    """1 where a held layer, whose output may jump too, stands before the routed ones."""
+    return int(group[0].layer > 0)
+
+
+def _share(chance: list[list[float]], p: float, lead: int) -> float:
     """Expected share of layers that run; plain numbers, since every pass with a budget asks."""
     depth = len(chance)
     visit = [1.0] + [0.0] * depth
@@ -158,4 +177,4 @@ def _share(chance: list[list[float]], p: float) -> float:
         for target in range(layer + 1, depth + 1):
             visit[target] += visit[layer] * p * row[target]
         visit[layer + 1] += visit[layer] * (1 - p)
-    return sum(visit[:depth]) / depth
+    return sum(visit[lead:depth]) / (depth - lead)

@@ -33,6 +33,9 @@ class RandomSkipRouter(Router):
     Config: ClassVar[type[RouterConfig]] = RandomSkipConfig
     config: RandomSkipConfig
 
+    def draws(self, budget: float) -> bool:
+        return budget < 1 or 0 < self.config.rate < 1
+
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
         rate = self.config.rate if flow.training or flow.budget >= 1 else 1 - flow.budget
         salts = (2, site.layer, 0 if site.stack == "encoder" else 1)

@@ -20,7 +20,7 @@ from turnout.tasks.table import no_progress
 class DataConfig(BaseModel):
     """The fields every task has. `train`, `validation`, `test`: files, or names on the Hub."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     train: str
     validation: str | None = None
@@ -28,7 +28,7 @@ class DataConfig(BaseModel):
     max_length: int = Field(128, ge=3)
     validation_share: float = Field(0.1, gt=0, lt=1)
     max_train: int | None = Field(None, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
 
 C = TypeVar("C", bound=DataConfig)

@@ -18,6 +18,8 @@ from turnout.routers.base import Router
 from turnout.train.saving import note_dial
 
 PASSES = 11
+BELOW_ONE = 0.999  # a budget of 1 means that thresholds and rates are not in use
+MIXED = 4  # passes a grid point where other routers follow the budget without a score
 
 
 def calibrate(
@@ -31,7 +33,9 @@ def calibrate(
 
     The scores of one open pass give candidate thresholds (their quantiles); one real pass at a
     candidate gives the share of the routed work that it spends, so the effect of early decisions
-    on later ones is in the table. Each further pass halves the widest gap in share. Returns
+    on later ones is in the table. Each further pass halves the widest gap in share. Beside routers
+    without a score, which take the budget as it is, a candidate is run again at the share that it
+    spent, so that the table holds budgets at which all of them spend just that. Returns
     (quantile, share) pairs by rising quantile. Labels are not read. Raises UserError for an
     unrouted model, no rows, or scores that are not finite.
     """
@@ -51,8 +55,11 @@ def calibrate(
     def spend(quantile: float) -> float:
         for router, values in zip(scored, scores, strict=True):
             router.levels = [(0.5, float(np.quantile(values, quantile)))]
-        with routing.at(0.5):
-            return predict_bulk(model, rows, collate, batch_tokens, answers=False).share
+        share = 0.5
+        for _ in range(1 if len(scored) == len(routing.all_routers()) else MIXED):
+            with routing.at(min(share, BELOW_ONE)):
+                share = predict_bulk(model, rows, collate, batch_tokens, answers=False).share
+        return share
 
     found = {1.0: spend(1.0)}
     for _ in range(passes - 1):

@@ -12,6 +12,7 @@ Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0.0)]
 Freeze = Literal["none", "embeddings", "blocks", "host"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 
 
 class TrainConfig(BaseModel):
@@ -40,7 +41,7 @@ class TrainConfig(BaseModel):
     save_every: steps between checkpoints; None = an epoch; with patience, each validation.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: Rate = 3.0
     routed_epochs: Annotated[float, Field(gt=0)] | None = None
@@ -68,7 +69,7 @@ class TrainConfig(BaseModel):
     patience: Count | None = None
     save_every: Count | None = None
     tensorboard: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _trains(self) -> TrainConfig:

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from turnout.errors import UserError
@@ -69,6 +69,16 @@ def load_host(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     return model
 
 
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer that was saved in a folder. Raises UserError where it can't be read."""
+    try:
+        with quiet_loading():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder}: the tokenizer cannot be loaded: {reason}") from error
+
+
 def load(run: str | Path, **kwargs: Any) -> PreTrainedModel:
     """A routed model, ready to use, from a run folder or from ``save_pretrained``.
 
@@ -108,7 +118,8 @@ def _spec(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"{folder}: no config.json here, so this is not a saved model")
-    spec = read_json(file).get("turnout")
+    found = read_json(file)
+    spec = found.get("turnout") if isinstance(found, dict) else None
     if not isinstance(spec, dict):
         raise UserError(f"{file} has no 'turnout' entry: this model has no routers")
     if spec.get("version") != SPEC_VERSION:
