@@ -115,7 +115,10 @@ def install_lora(
     loras = [read_lora(folder) for folder in folders]
     fields = {"kind": router} if isinstance(router, str) else router
     if isinstance(fields, RouterConfig):
-        fields = fields.model_dump()
+        fields = fields.model_dump(exclude_unset=True)
+    if fields.get("site", "adapter") != "adapter":
+        raise UserError(f"checkpoints are units at site adapter, got site: {fields['site']!r}")
+    loras = [lora.for_host(model) for lora in loras]
     install(model, [{**fields, **lora_fields(model, loras, head)}])
     try:
         fill(model, loras, head)

@@ -123,6 +123,47 @@ def test_feedback_that_makes_no_sense_changes_nothing() -> None:
         OnlinePolicy(turnout.install(BY_NAME["bert"].build(), ["gate"]))
 
 
+@pytest.mark.parametrize("reward", [[1] * 24, [True] * 24, torch.ones(24, dtype=torch.long)])
+def test_rewards_may_be_any_numbers(reward: Any, tmp_path: Path) -> None:
+    model = policy()
+    online = OnlinePolicy(model, log=tmp_path / "new" / "log.jsonl")
+    with torch.no_grad(), online.explore():
+        model(**INPUTS)
+    assert online.update(model.turnout.current_flow(), reward)["reward"] == 1.0
+    assert (tmp_path / "new" / "log.jsonl").is_file()
+
+
+def test_a_guard_that_knows_nothing_is_told() -> None:
+    model = policy()
+    with pytest.raises(UserError, match="the guard gave nan"):
+        OnlinePolicy(model, guard=lambda: float("nan"))
+    trusted = [1.0]
+    online = OnlinePolicy(model, guard=lambda: trusted[-1], check_every=1)
+    before = deepcopy(model.turnout.state_dict())
+    trusted.append(float("nan"))
+    with pytest.raises(UserError, match="the update was left out"):
+        one_pass(model, online)
+    after = model.turnout.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before) and online.updates == 0
+
+
+@pytest.mark.parametrize("name", ["check_every", "strikes", "trust", "rate", "margin"])
+def test_settings_that_make_no_sense(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} must be"):
+        OnlinePolicy(policy(), **{name: -1})
+
+
+def test_without_a_guard_learning_goes_on() -> None:
+    """The trust region is that of a window of updates, not of the whole life."""
+    model = policy()
+    online = OnlinePolicy(model, trust=0.01, check_every=5)
+    before = run_share(model)
+    torch.manual_seed(0)
+    for _ in range(60):
+        one_pass(model, online)
+    assert run_share(model) > before + 0.15
+
+
 def test_divergence_is_zero_only_for_equal_policies() -> None:
     one, other = torch.tensor([0.5, -2.0]), torch.tensor([0.5, 1.0])
     assert float(bernoulli_kl(one, one)) == 0.0 and float(bernoulli_kl(one, other)) > 0

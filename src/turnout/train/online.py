@@ -3,7 +3,7 @@
 Each update is one step of policy gradient on a batch of routes and their rewards. Three things keep
 it from harm: the step is cut back until the policy's mean divergence from the last checked one is
 within ``trust`` (a trust region, as in TRPO, arXiv 1502.05477, by backtracking); every
-``check_every`` updates the reward on rows of our own, whose labels are trusted, is compared with
+``check_every`` updates (each such window has its own trust region) the reward on rows of our own, whose labels are trusted, is compared with
 that of the best policy so far, and a fall beyond ``margin`` restores that policy; and after
 ``strikes`` such falls without a new best between them, feedback is no longer listened to.
 Everything is written to a log.
@@ -12,6 +12,7 @@ Everything is written to a log.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of
+from turnout.files import make_folder
 from turnout.flow import Flow
 from turnout.objectives.divergence import bernoulli_kl
 from turnout.routers.reward import reinforce
@@ -39,6 +41,8 @@ class OnlinePolicy:
 
     guard: a function of no arguments that gives the mean reward of the model on trusted rows (see
     ``trusted_reward``); None = no check, only the trust region. log: a file, a JSON object a line.
+    Raises UserError for another model, settings that make no sense, and a guard that gives no
+    finite number.
     """
 
     def __init__(
@@ -54,13 +58,19 @@ class OnlinePolicy:
         log: str | Path | None = None,
     ) -> None:
         self.model, self.router = model, policy_of(model)
+        for name, value in (("rate", rate), ("trust", trust), ("margin", margin)):
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"{name} must be a finite number of at least 0, got {value!r}")
+        for name, value in (("check_every", check_every), ("strikes", strikes)):
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, got {value!r}")
         self.trust, self.guard, self.margin = trust, guard, margin
         self.check_every, self.strikes = check_every, strikes
-        self.log = None if log is None else Path(log)
+        self.log = None if log is None else make_folder(Path(log).parent) / Path(log).name
         self.optimizer = torch.optim.Adam(self.router.parameters(), lr=rate)
         self.updates = self.fallen = 0
         self.stopped = False
-        self._keep(None if guard is None else guard())
+        self._keep(None if guard is None else self._trusted())
 
     @contextmanager
     def explore(self) -> Iterator[None]:
@@ -72,13 +82,14 @@ class OnlinePolicy:
         finally:
             self.router.explores = False
 
-    def update(self, flow: Flow, reward_B: Tensor) -> dict[str, Any]:
+    def update(self, flow: Flow, reward: Tensor | Sequence[float]) -> dict[str, Any]:
         """Learn from the routes of one pass (``model.turnout.current_flow()``) that was made inside
-        of ``explore``, and a reward a sequence. Returns the log's entry.
+        of ``explore``, and a reward a sequence, (B,). Returns the log's entry.
 
-        Raises UserError for a reward that is not finite or of another length, and for a pass
-        whose routes were not drawn; nothing is changed then.
+        Raises UserError for a reward that is not finite or of another length, for a pass whose
+        routes were not drawn, and for a guard that gives no finite number; nothing is changed then.
         """
+        reward_B = torch.as_tensor(reward).detach().float()
         states, actions = self._experience(flow, reward_B)
         if self.stopped:
             return self._write({"event": "ignored", "reward": float(reward_B.mean())})
@@ -92,8 +103,18 @@ class OnlinePolicy:
             "divergence": divergence,
             "halvings": halvings,
         }
-        if self.guard is not None and self.updates % self.check_every == 0:
-            entry.update(self._check())
+        if self.updates % self.check_every == 0:
+            if self.guard is None:
+                self._checked = deepcopy(self.router.state_dict())
+                return self._write(entry)
+            try:
+                reward_now = self._trusted()
+            except UserError:
+                self.router.load_state_dict(before)
+                self.optimizer.state.clear()
+                self.updates -= 1
+                raise
+            entry.update(self._check(reward_now))
         return self._write(entry)
 
     def _experience(self, flow: Flow, reward_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,10 +176,20 @@ class OnlinePolicy:
         self.router.load_state_dict(before)
         return start, HALVINGS
 
-    def _check(self) -> dict[str, Any]:
+    def _trusted(self) -> float:
+        """What the guard says."""
+        assert self.guard is not None
+        reward = float(self.guard())
+        if not math.isfinite(reward):
+            raise UserError(
+                f"the guard gave {reward}: without a trusted reward nothing would stop bad "
+                "feedback; the update was left out"
+            )
+        return reward
+
+    def _check(self, reward: float) -> dict[str, Any]:
         """Compare with the best policy so far on trusted rows; keep, or roll back."""
-        assert self.guard is not None and self._best_reward is not None
-        reward = self.guard()
+        assert self._best_reward is not None
         if reward < self._best_reward - self.margin:
             self.router.load_state_dict(self._best)
             self._checked = deepcopy(self._best)

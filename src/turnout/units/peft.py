@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,15 @@ class Lora:
     layers: dict[str, tuple[Tensor, Tensor]]
     rest: dict[str, Tensor]
 
+    def for_host(self, model: PreTrainedModel) -> Lora:
+        """The checkpoint as this model names its layers: one that was made for the bare body of a
+        host fits the same host with a head."""
+        base, own = model.base_model_prefix, dict(model.named_modules())
+        if model.base_model is model or any(path in own for path in self.layers):
+            return self
+        layers = {f"{base}.{path}": pair for path, pair in self.layers.items()}
+        return replace(self, layers=layers)
+
 
 def read_lora(folder: str | Path) -> Lora:
     """Read a folder with adapter_config.json and adapter_model.safetensors. Raises UserError for
@@ -38,7 +47,7 @@ def read_lora(folder: str | Path) -> Lora:
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: no adapter_config.json here, so this is no PEFT checkpoint")
-    config: dict[str, Any] = read_json(folder / "adapter_config.json")
+    config: Any = read_json(folder / "adapter_config.json")
     _check(folder, config)
     file = folder / "adapter_model.safetensors"
     try:
@@ -63,11 +72,15 @@ def read_lora(folder: str | Path) -> Lora:
     return Lora(folder, max(a.shape[0] for a, _ in layers.values()), layers, rest)
 
 
-def _check(folder: Path, config: dict[str, Any]) -> None:
+def _check(folder: Path, config: Any) -> None:
+    if not isinstance(config, dict):
+        raise UserError(f"{folder}/adapter_config.json: no page of fields, so no PEFT checkpoint")
     if config.get("peft_type") != "LORA":
         raise UserError(
             f"{folder}: peft_type is {config.get('peft_type')!r}; only LORA can be routed"
         )
+    if not isinstance(config.get("lora_alpha"), int | float):
+        raise UserError(f"{folder}/adapter_config.json: lora_alpha is missing, or no number")
     for field in ("use_dora", "rank_pattern", "alpha_pattern"):
         if config.get(field):
             raise UserError(f"{folder}: {field} is set, which cannot be routed")
@@ -120,18 +133,19 @@ def lora_fields(
 def fill(model: PreTrainedModel, loras: Sequence[Lora], head: int | None = None) -> None:
     """Copy checkpoints into the units of a model that was routed with ``lora_fields``."""
     routing: Any = model.turnout
+    views = [(f"{v.stack.name}_{v.layer}", v) for v in blocks_of(model, find_family(model))]
+    for name, view in views:
+        mine = {_path(model, view, path) for n in NAMES for path in _paths(view, n)}
+        if name not in routing.units and any(mine & set(lora.layers) for lora in loras):
+            raise UserError(
+                f"the checkpoints adapt block {view.layer} of {view.stack.blocks}, which this "
+                "router does not serve: leave out hold_first, hold_last, layers and stack"
+            )
     if head is not None:
         for name, value in loras[head].rest.items():
             model.get_parameter(name).copy_(value)
-    for view in blocks_of(model, find_family(model)):
-        name = f"{view.stack.name}_{view.layer}"
+    for name, view in views:
         if name not in routing.units:
-            mine = {_path(model, view, path) for n in NAMES for path in _paths(view, n)}
-            if any(mine & set(lora.layers) for lora in loras):
-                raise UserError(
-                    f"the checkpoints adapt block {view.layer} of {view.stack.blocks}, which this "
-                    "router does not serve: leave out hold_first, hold_last, layers and stack"
-                )
             continue
         bank = routing.units[name]
         for target, b_all in bank.b.items():
