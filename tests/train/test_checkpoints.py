@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from hosts_table import BY_NAME
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -106,6 +108,24 @@ def test_load_best_model_at_end(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(kept[key], value) for key, value in model.state_dict().items())
     last = turnout.load(best.with_name("checkpoint-3")).state_dict()
     assert any(not torch.equal(kept[key], last[key]) for key in kept)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_routers_judge_an_answer_by_its_own_label(name: str, tmp_path: Path) -> None:
+    """In a causal language model that is the next token."""
+    model = turnout.install(BY_NAME[name].build(), [{"kind": "random-jump", "p": 0.0}])
+    (router,) = model.turnout.all_routers()
+    seen: list[float] = []
+
+    def losses(flow: Any, logits: Tensor, labels: Tensor, teacher: Any) -> dict[str, Tensor]:
+        seen.append(float(F.cross_entropy(logits.flatten(0, -2), labels.flatten()).detach()))
+        return {}
+
+    router.losses = losses
+    trainer = trainer_of(name, model, tmp_path, max_steps=1, logging_steps=1)
+    trainer.train()
+    logged = next(log["loss_task"] for log in trainer.state.log_history if "loss_task" in log)
+    assert seen[0] == pytest.approx(logged, rel=1e-3)
 
 
 @pytest.mark.parametrize("routers", [[], [{"kind": "random-skip", "rate": 0.0}]])

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from turnout import objectives
@@ -31,6 +32,12 @@ from turnout.units.copies import CopyBank
 def routing_of(model: nn.Module) -> Routing | None:
     """The routing of a model, or None when it is not routed."""
     return getattr(model, "turnout", None)
+
+
+def predicts_next(model: nn.Module) -> bool:
+    """Is this a causal language model, whose loss shifts the labels: a token's answer is judged by
+    the token after it."""
+    return type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 class LengthOrder(Sampler[int]):
@@ -147,6 +154,9 @@ class RoutedTrainer(Trainer):
         weights = self.weights
         labels = inputs.get("labels")
         logits = outputs["logits"]
+        if labels is not None and predicts_next(self.accelerator.unwrap_model(model)):
+            logits, labels = logits[:, :-1], labels[:, 1:]
+            teacher = None if teacher is None else teacher[:, :-1]
         parts = {"task": outputs["loss"]}
         keep = labels != -100 if labels is not None and labels.ndim == 2 else None
         if teacher is not None and weights.distill:
