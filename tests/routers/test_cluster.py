@@ -98,5 +98,14 @@ def test_what_cannot_be_fitted_is_said() -> None:
     spoilt[3, 1] = np.nan
     with pytest.raises(UserError, match="NaN or infinity"):
         router().fit(spoilt)
+    with pytest.raises(UserError, match=r"rows of pooled states, \(N, 32\), got"):
+        router().fit(np.zeros((9, 7), dtype=np.float32))
+    for most, least in ((8, 1), (0, 1), (2, 3)):
+        with pytest.raises(UserError, match="can be counted from 1 to the number of rows, 5"):
+            best_count(np.eye(5), most, least=least)
+    with pytest.raises(UserError, match="NaN or infinity"):
+        best_count(np.full((5, 2), np.nan), 2)
+    with pytest.raises(UserError, match="leave it out at site head"):
+        turnout.install(HOST.build(), [{"kind": "cluster", "site": "head", "most": 3}])
     with pytest.raises(UserError, match="top 5 is more than the 3 units"):
         router(top=5)

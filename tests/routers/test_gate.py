@@ -12,6 +12,24 @@ from turnout.cost import trace_share
 HOST = BY_NAME["bert"]
 
 
+def test_padding_has_no_part_in_the_z_loss() -> None:
+    spec = {"kind": "gate", "granularity": "token", "temperature": 0.0}
+    model = turnout.install(HOST.build(), [spec]).train()
+    (router,) = model.turnout.all_routers()
+    for parameter in model.turnout.parameters():
+        torch.nn.init.normal_(parameter)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    inputs, found = HOST.inputs(), []
+    for pad in (0, 20):
+        longer = {key: torch.nn.functional.pad(value, (0, pad)) for key, value in inputs.items()}
+        logits = model(**longer)["logits"]
+        losses = router.losses(model.turnout.current_flow(), logits, None, None)
+        found.append(float(losses["z"].detach()))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
 def test_without_noise_a_gate_closes_in_training_below_one_half(granularity: str) -> None:
     inputs, shares = HOST.inputs(), []

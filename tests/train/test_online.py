@@ -38,7 +38,7 @@ def one_pass(model: Any, online: OnlinePolicy, sign: float = 1.0) -> dict[str, A
     with torch.no_grad(), online.explore(), turnout.trace() as trace:
         model(**INPUTS)
     reward = torch.stack([route.weight_BTU[:, 0, 0] for route in trace.values()], 1).mean(1)
-    return online.update(model.turnout.current_flow(), sign * reward)
+    return online.update(trace, sign * reward)
 
 
 def test_feedback_is_learned_from(tmp_path: Path) -> None:
@@ -104,19 +104,20 @@ def test_feedback_that_makes_no_sense_changes_nothing() -> None:
     model = policy()
     before = deepcopy(model.turnout.state_dict())
     online = OnlinePolicy(model)
-    with torch.no_grad(), online.explore():
+    with torch.no_grad(), online.explore(), turnout.trace() as trace:
         model(**INPUTS)
-    flow = model.turnout.current_flow()
     for reward, message in (
         (torch.full((24,), torch.nan), "NaN or infinite"),
         (torch.zeros(3), r"one a sequence, \(24,\); got \(3,\)"),
     ):
         with pytest.raises(UserError, match=message):
-            online.update(flow, reward)
-    with torch.no_grad():
+            online.update(trace, reward)
+    with torch.no_grad(), turnout.trace() as trace:
         model(**INPUTS)
     with pytest.raises(UserError, match=r"not drawn: make the pass inside of explore"):
-        online.update(model.turnout.current_flow(), torch.zeros(24))
+        online.update(trace, torch.zeros(24))
+    with pytest.raises(UserError, match=r"no route of encoder\.0\.layer"):
+        online.update(turnout.Trace(), torch.zeros(24))
     after = model.turnout.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     with pytest.raises(UserError, match="of kind policy"):
@@ -127,9 +128,9 @@ def test_feedback_that_makes_no_sense_changes_nothing() -> None:
 def test_rewards_may_be_any_numbers(reward: Any, tmp_path: Path) -> None:
     model = policy()
     online = OnlinePolicy(model, log=tmp_path / "new" / "log.jsonl")
-    with torch.no_grad(), online.explore():
+    with torch.no_grad(), online.explore(), turnout.trace() as trace:
         model(**INPUTS)
-    assert online.update(model.turnout.current_flow(), reward)["reward"] == 1.0
+    assert online.update(trace, reward)["reward"] == 1.0
     assert (tmp_path / "new" / "log.jsonl").is_file()
 
 

@@ -199,6 +199,25 @@ def test_a_host_that_is_trained_already(path: Path, tmp_path: Path) -> None:
         train(load(path, ("train.epochs=0", "train.routed_epochs=1")), tmp_path / "third")
 
 
+def test_clusters_are_counted_and_told(path: Path, tmp_path: Path) -> None:
+    train(load(path, (*FEW, "routers=[{kind: cluster, most: 3}]")), tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    routing: Any = run.load_routed().turnout
+    (router,) = routing.all_routers()
+    found = read_json(run.path / "training.json")["routed"]["found"]["0_cluster"]
+    assert router.count == len(found["sizes"]) in (2, 3) and router.config.most is None
+    assert sum(found["sizes"]) > 0 and 0 <= found["balance"] <= 1
+
+
+def test_a_policy_may_begin_with_routes_that_were_searched(path: Path, tmp_path: Path) -> None:
+    train(load(path, (*FEW, "routers=[{kind: policy, imitate: 12, price: 0.5}]")), tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    found = read_json(run.path / "training.json")["routed"]["found"]["0_policy"]
+    assert found["texts"] == 12
+    assert found["reward_of_found_routes"] >= found["reward_of_everything"]
+    assert found["loss_last"] < found["loss_first"]
+
+
 def test_nothing_to_train_is_said(path: Path, tmp_path: Path) -> None:
     said = train(
         load(path, (*FEW, "routers=[{kind: random-skip}]", "train.freeze=host")), tmp_path / "run"

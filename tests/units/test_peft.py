@@ -84,7 +84,15 @@ def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:
         write_json(tmp_path / "bert" / "adapter_config.json", {**config, field: value})
         with pytest.raises(UserError, match=message):
             turnout.install_lora(bert, [tmp_path / "bert"])
+    whole = dict(config)
+    del whole["lora_alpha"]
+    for broken, message in ((whole, "lora_alpha is missing"), ([1], "no page of fields")):
+        write_json(tmp_path / "bert" / "adapter_config.json", broken)
+        with pytest.raises(UserError, match=message):
+            turnout.install_lora(bert, [tmp_path / "bert"])
     write_json(tmp_path / "bert" / "adapter_config.json", config)
+    with pytest.raises(UserError, match="units at site adapter, got site: 'ffn'"):
+        turnout.install_lora(bert, [tmp_path / "bert"], {"kind": "gate", "site": "ffn"})
     file = tmp_path / "bert" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(UserError, match="cannot be read"):
@@ -111,6 +119,33 @@ def test_a_head_that_was_trained_with_a_checkpoint_is_not_lost(tmp_path: Path) -
     with torch.no_grad():
         expected = trained.eval()(**inputs)["logits"]
         torch.testing.assert_close(model(**inputs)["logits"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_refusal_leaves_the_head_as_it_was(tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
+    trained: Any = peft.get_peft_model(BY_NAME["bert"].build(), config)
+    trained.base_model.model.classifier.modules_to_save["default"].weight.data.fill_(7.0)
+    trained.save_pretrained(tmp_path)
+    model = BY_NAME["bert"].build()
+    before = model.classifier.weight.clone()
+    with pytest.raises(UserError, match="leave out hold_first"):
+        turnout.install_lora(model, [tmp_path], {"kind": "gate", "hold_first": 1}, head=0)
+    assert torch.equal(model.classifier.weight, before)
+
+
+def test_a_checkpoint_of_the_bare_body_fits_the_host_with_a_head(tmp_path: Path) -> None:
+    host, inputs = BY_NAME["bert"].build(), BY_NAME["bert"].inputs("none")
+    config = peft.LoraConfig(r=2, target_modules=TARGETS["bert"])
+    body: Any = peft.get_peft_model(BY_NAME["bert"].build().bert, config).eval()
+    for key, parameter in body.named_parameters():
+        if "lora_" in key:
+            parameter.data = 0.3 * torch.randn_like(parameter)
+    body.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = host.classifier(body(**inputs)["pooler_output"])
+        model = turnout.install_lora(host, [tmp_path], {"kind": "cluster"})
+        found = model(**inputs)["logits"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_checkpoints_of_blocks_that_are_not_routed_are_refused(tmp_path: Path) -> None:

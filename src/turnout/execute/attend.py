@@ -58,7 +58,8 @@ def _note(
     bias: Tensor | None,
     scale: float,
 ) -> None:
-    """Write what tokens received into the memory of the pass, (B, T): see ``received``."""
+    """Write what tokens received into the memory of the pass, (B, T): see ``received``. Only the
+    queries that count are multiplied, as many a sequence as the fullest one has."""
     flow, stream = handle.stream.flow, handle.stream
     assert flow is not None
     batch, length = flow.trace.shape_BT[handle.stack]
@@ -73,13 +74,14 @@ def _note(
         ran[index_N] = True
         asks_BT = here_BT & ran.view_as(here_BT)
     if handle.watch == "class":
-        first_B = here_BT.int().argmax(1)
-        rows = torch.arange(len(first_B), device=first_B.device)
-        query_BHQD = query_BHQD[rows, :, first_B][:, :, None]
-        mask = _row(mask, rows, first_B)
-        bias = _row(bias, rows, first_B)
-        asks_BT = torch.ones_like(here_BT[:, :1])
-    found_BT = received(query_BHQD, key_BGKD, here_BT, asks_BT, mask, bias, scale)
+        asks_BT = here_BT & (here_BT.cumsum(1) == 1)
+    most = int(asks_BT.sum(1).max()) if asks_BT.numel() else 0
+    row_BQ = asks_BT.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    heads, width = query_BHQD.shape[1], query_BHQD.shape[-1]
+    at = row_BQ[:, None, :, None].expand(-1, heads, -1, width)
+    query_BHQD, asks_BQ = query_BHQD.gather(2, at), asks_BT.gather(1, row_BQ)
+    mask, bias = _rows(mask, row_BQ), _rows(bias, row_BQ)
+    found_BT = received(query_BHQD, key_BGKD, here_BT, asks_BQ, mask, bias, scale)
     if stream.keep_B is not None:
         full_BT = found_BT.new_zeros(batch, length)
         found_BT = full_BT.index_copy(0, stream.keep_B, found_BT)
@@ -117,12 +119,13 @@ def received(
     return share_BT * valid_BT.sum(1, keepdim=True)
 
 
-def _row(value: Tensor | None, rows: Tensor, first_B: Tensor) -> Tensor | None:
-    """The rows of a mask or bias (1|B, 1|H, Q, T) that belong to one query a sequence."""
+def _rows(value: Tensor | None, row_BQ: Tensor) -> Tensor | None:
+    """The rows of a mask or bias (1|B, 1|H, Q, T) that belong to some queries of each sequence."""
     if value is None or value.shape[2] == 1:
         return value
-    value = value.expand(len(rows), *value.shape[1:])
-    return value[rows, :, first_B][:, :, None]
+    value = value.expand(len(row_BQ), *value.shape[1:])
+    at = row_BQ[:, None, :, None].expand(-1, value.shape[1], -1, value.shape[3])
+    return value.gather(2, at)
 
 
 def watch_attention(model: PreTrainedModel) -> str:

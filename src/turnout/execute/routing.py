@@ -179,6 +179,7 @@ class Routing(nn.Module):
                 collected.mask_BT.update(flow.trace.mask_BT)
                 collected.shape_BT.update(flow.trace.shape_BT)
                 collected.entered.update(flow.trace.entered)
+                collected.memory.update(flow.memory)
         return outputs
 
     def close(self) -> None:

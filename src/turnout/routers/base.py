@@ -88,10 +88,10 @@ class Router(nn.Module, ABC):
     comparing a score with a threshold. learns_budget: training pulls its share of the work to the
     budget; others learn what to keep at any share. weighs: units that run have weights other than
     1. pools: decisions for a sequence are taken from a summary of all of its tokens. fits: must
-    see embedded training rows before it can route. watch: the attention that it must see of the
-    block before each site: that of the class token, or of all; None = none. ceiling: the largest
-    score there can be. token_memory: names in ``flow.memory`` whose second dimension is T. done:
-    part of the training that is over, 0..1.
+    see embedded training rows before it can route; found: what that fit found. watch: the attention
+    that it must see of the block before each site: that of the class token, or of all; None = none.
+    ceiling: the largest score there can be. token_memory: names in ``flow.memory`` whose second
+    dimension is T. done: part of the training that is over, 0..1.
     """
 
     Config: ClassVar[type[RouterConfig]]
@@ -107,6 +107,7 @@ class Router(nn.Module, ABC):
         super().__init__()
         self.config, self.sites, self.host = config, sites, host
         self.levels: list[tuple[float, float]] = []
+        self.found: dict[str, Any] = {}
         self.done = 0.0
         self.ceiling = 1.0
 

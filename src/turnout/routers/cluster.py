@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.metrics import silhouette_score
@@ -35,7 +35,9 @@ SAMPLE = 2_000  # rows for the silhouette
 
 class ClusterConfig(RouterConfig):
     """method: how centres are fitted; ``balanced`` makes clusters that take as
-    many inputs each, by a price on those that would take more. top: clusters
+    many inputs each, by a price on those that would take more. most: a recipe makes as many units,
+    of 2 to this, as the Bayesian information criterion finds clusters in the training data; None =
+    as many as ``adapters`` or ``experts`` says. top: clusters
     that serve an input. temperature: of their weights, in units of the mean squared distance of
     an input to its centre. seed: of the fit."""
 
@@ -43,9 +45,21 @@ class ClusterConfig(RouterConfig):
     site: Literal["adapter", "expert", "head"] = "adapter"
     granularity: Literal["sequence"] = "sequence"
     method: Literal["k-means", "balanced", "mixture"] = "k-means"
+    most: Annotated[int, Field(ge=2)] | None = None
     top: Annotated[int, Field(gt=0)] = 1
     temperature: Annotated[float, Field(gt=0.0)] = 0.3
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @model_validator(mode="after")
+    def _counts(self) -> ClusterConfig:
+        if self.most is not None and self.site == "head":
+            raise ValueError("most: the number of heads is the host's; leave it out at site head")
+        return self
+
+    def with_units(self, count: int) -> ClusterConfig:
+        """The same with so many units, for good."""
+        name = "adapters" if self.site == "adapter" else "experts"
+        return self.model_copy(update={name: count, "most": None})
 
 
 class ClusterRouter(Router):
@@ -123,7 +137,7 @@ class ClusterRouter(Router):
         rows than clusters, or rows that are not finite."""
         self._fit(pooled_ND)
         nearest_NU = self.weight_BU(torch.from_numpy(pooled_ND).to(self.centre.device))
-        found = self.quality(pooled_ND, nearest_NU.argmax(-1).cpu().numpy())
+        self.found = found = self.quality(pooled_ND, nearest_NU.argmax(-1).cpu().numpy())
         sizes = ", ".join(f"{size:,}" for size in found["sizes"])
         close = found["silhouette"]
         return f"clusters of {sizes} rows: balance {found['balance']:.3f}" + (
@@ -146,8 +160,7 @@ class ClusterRouter(Router):
             raise UserError(
                 f"router 'cluster' cannot fit {self.count} clusters on {len(pooled_ND)} rows"
             )
-        if not np.isfinite(pooled_ND).all():
-            raise UserError("router 'cluster': the host's states hold NaN or infinity")
+        check_rows(pooled_ND, self.host.hidden)
         if config.method == "mixture":
             self._fit_mixture(pooled_ND)
         else:
@@ -200,11 +213,34 @@ def balanced_labels(pooled_ND: np.ndarray, centre_UD: np.ndarray) -> np.ndarray:
     return labels
 
 
-def best_count(pooled_ND: np.ndarray, most: int, seed: int = 0) -> tuple[int, dict[int, float]]:
-    """The number of clusters with the lowest Bayesian information criterion, and the table."""
+def check_rows(pooled_ND: np.ndarray, width: int | None = None) -> None:
+    """Raise UserError for rows that no cluster can be fitted to. width: what they must have."""
+    if pooled_ND.ndim != 2 or (width is not None and pooled_ND.shape[1] != width):
+        raise UserError(
+            f"clusters are fitted to rows of pooled states, (N, {width or 'D'}), got "
+            f"{pooled_ND.shape}"
+        )
+    if not len(pooled_ND):
+        raise UserError("clusters need at least one row")
+    if not np.isfinite(pooled_ND).all():
+        raise UserError("router 'cluster': the host's states hold NaN or infinity")
+
+
+def best_count(
+    pooled_ND: np.ndarray, most: int, seed: int = 0, least: int = 1
+) -> tuple[int, dict[int, float]]:
+    """The number of clusters, from ``least`` to ``most``, with the lowest Bayesian information
+    criterion, and the table. Raises UserError for fewer rows than ``most``, rows that are not
+    finite, or an empty range."""
+    check_rows(pooled_ND)
+    if not 1 <= least <= most <= len(pooled_ND):
+        raise UserError(
+            f"clusters can be counted from 1 to the number of rows, {len(pooled_ND)}; asked for "
+            f"{least} to {most}"
+        )
     rows = pooled_ND.astype(np.float64)
     table = {}
-    for count in range(1, most + 1):
+    for count in range(least, most + 1):
         mixture = GaussianMixture(
             count, covariance_type="diag", reg_covar=1e-3, random_state=seed
         ).fit(rows)

@@ -214,8 +214,13 @@ class GateRouter(Router):
     def losses(
         self, flow: Flow, logits: Tensor, labels: Tensor | None, teacher: Tensor | None
     ) -> dict[str, Tensor]:
-        own = [flow.memory[(site.key, "logit")] for site in self.sites]
-        return {"z": torch.stack([objectives.z_loss(each) for each in own]).mean()}
+        own = []
+        for site in self.sites:
+            logit_BTU = flow.memory[(site.key, "logit")]
+            if logit_BTU.shape[1] > 1 and (mask_BT := flow.mask_BT(site)) is not None:
+                logit_BTU = logit_BTU[mask_BT]
+            own.append(objectives.z_loss(logit_BTU))
+        return {"z": torch.stack(own).mean()}
 
 
 def _projections(

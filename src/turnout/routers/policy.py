@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,15 +29,24 @@ from turnout.routers.reward import Positive, RewardConfig, quality, reinforce, s
 class PolicyConfig(RewardConfig):
     """decide: ``layer`` looks at the state that enters each block, ``input`` decides for all blocks
     at the first. entropy: weight of the bonus for undecided policies. curriculum: part of the
-    training after which all layers decide. open: initial logit, so that all runs at first. hidden:
+    training after which all layers decide. imitate: so many training texts are searched for their
+    best route on the frozen host (see train/search.py), which the policy learns to take before
+    training; site layer. open: initial logit, so that all runs at first. hidden:
     width of the policy's hidden layer."""
 
     kind: Literal["policy"] = "policy"
     decide: Literal["layer", "input"] = "layer"
     entropy: Positive = 0.01
     curriculum: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
+    imitate: Annotated[int, Field(ge=0)] = 0
     open: float = 1.5
     hidden: Annotated[int, Field(gt=0)] = 64
+
+    @model_validator(mode="after")
+    def _searches(self) -> PolicyConfig:
+        if self.imitate and self.site != "layer":
+            raise ValueError("imitate: routes are searched at site layer")
+        return self
 
 
 class PolicyRouter(Router):

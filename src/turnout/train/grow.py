@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.install import install, uninstall
-from turnout.routers.cluster import ClusterRouter
+from turnout.routers.cluster import ClusterRouter, check_rows
 
 
 @torch.no_grad()
@@ -28,13 +28,10 @@ def add_cluster(model: PreTrainedModel, pooled_ND: np.ndarray) -> PreTrainedMode
     until it is trained. Raises UserError for another model, or rows that are empty or not finite.
     """
     old = cluster_of(model)
-    if not len(pooled_ND) or not np.isfinite(pooled_ND).all():
-        raise UserError("a new cluster needs at least one row, and finite states")
+    check_rows(pooled_ND, old.host.hidden)
     before: Any = model.turnout
     grown = uninstall(deepcopy(model))
-    many = "adapters" if old.config.site == "adapter" else "experts"
-    config = old.config.model_copy(update={many: old.count + 1})
-    install(grown, [config])
+    install(grown, [old.config.with_units(old.count + 1)])
     new, after = cluster_of(grown), _routing(grown)
     for name, bank in after.units.named_parameters():
         bank[: old.count].copy_(before.units.get_parameter(name))

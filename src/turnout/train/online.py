@@ -2,11 +2,11 @@
 
 Each update is one step of policy gradient on a batch of routes and their rewards. Three things keep
 it from harm: the step is cut back until the policy's mean divergence from the last checked one is
-within ``trust`` (a trust region, as in TRPO, arXiv 1502.05477, by backtracking); every
-``check_every`` updates (each such window has its own trust region) the reward on rows of our own, whose labels are trusted, is compared with
-that of the best policy so far, and a fall beyond ``margin`` restores that policy; and after
-``strikes`` such falls without a new best between them, feedback is no longer listened to.
-Everything is written to a log.
+within ``trust`` (a trust region, as in TRPO, arXiv 1502.05477, by backtracking; each window of
+``check_every`` updates has its own); every ``check_every`` updates the reward on rows of our own,
+whose labels are trusted, is compared with that of the best policy so far, and a fall beyond
+``margin`` restores that policy; and after ``strikes`` such falls without a new best between them,
+feedback is no longer listened to. Everything is written to a log.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from transformers import PreTrainedModel
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of
 from turnout.files import make_folder
-from turnout.flow import Flow
 from turnout.objectives.divergence import bernoulli_kl
+from turnout.route import Trace
 from turnout.routers.reward import reinforce
 from turnout.train.search import policy_of
 
@@ -82,15 +82,15 @@ class OnlinePolicy:
         finally:
             self.router.explores = False
 
-    def update(self, flow: Flow, reward: Tensor | Sequence[float]) -> dict[str, Any]:
-        """Learn from the routes of one pass (``model.turnout.current_flow()``) that was made inside
-        of ``explore``, and a reward a sequence, (B,). Returns the log's entry.
+    def update(self, trace: Trace, reward: Tensor | Sequence[float]) -> dict[str, Any]:
+        """Learn from the trace of one pass that was made inside of ``explore``, and a reward a
+        sequence, (B,). Returns the log's entry.
 
         Raises UserError for a reward that is not finite or of another length, for a pass whose
         routes were not drawn, and for a guard that gives no finite number; nothing is changed then.
         """
         reward_B = torch.as_tensor(reward).detach().float()
-        states, actions = self._experience(flow, reward_B)
+        states, actions = self._experience(trace, reward_B)
         if self.stopped:
             return self._write({"event": "ignored", "reward": float(reward_B.mean())})
         before = deepcopy(self.router.state_dict())
@@ -117,9 +117,12 @@ class OnlinePolicy:
             entry.update(self._check(reward_now))
         return self._write(entry)
 
-    def _experience(self, flow: Flow, reward_B: Tensor) -> tuple[Tensor, Tensor]:
+    def _experience(self, trace: Trace, reward_B: Tensor) -> tuple[Tensor, Tensor]:
         """States (B, L, D) and actions (B, L) of a pass."""
-        routes = [flow.trace[site.key] for site in self.router.sites]
+        missing = [site.key for site in self.router.sites if site.key not in trace]
+        if missing:
+            raise UserError(f"the trace holds no route of {missing[0]}: was it of another model?")
+        routes = [trace[site.key] for site in self.router.sites]
         if any(route.log_prob_BT is None for route in routes):
             raise UserError("these routes were not drawn: make the pass inside of explore()")
         if not bool(reward_B.isfinite().all()):
@@ -133,7 +136,7 @@ class OnlinePolicy:
         keys = [site.key for site in self.router.sites]
         if self.router.config.decide == "input":
             keys = [first] * len(keys)
-        states = torch.stack([flow.memory[(key, "state")] for key in keys], 1).detach()
+        states = torch.stack([trace.memory[(key, "state")] for key in keys], 1).detach()
         actions = torch.stack([route.weight_BTU[:, 0, 0] for route in routes], 1).detach()
         return states, actions
 

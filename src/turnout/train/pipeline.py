@@ -27,7 +27,7 @@ from turnout.train.data import Data, encode, listed
 from turnout.train.fit import fit, freeze
 from turnout.train.host import host_labels, open_host
 from turnout.train.precision import moved
-from turnout.train.prepare import prepare
+from turnout.train.prepare import counted, prepare
 from turnout.train.saving import load_host, save
 
 CALIBRATION_ROWS = 512
@@ -128,8 +128,8 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     host = _routed_host(run, dense, data, say, progress)
     set_seed(recipe.train.seed)
     start = time.perf_counter()
-    model = install(host, recipe.routers)
-    prepare(model, data, say)
+    model = install(host, counted(host, recipe.routers, data, say))
+    found = prepare(model, data, say)
     kinds = ", ".join(router.kind for router in recipe.routers)
     routing: Any = model.turnout
     say(f"routed model: {kinds} at {len(routing.sites)} sites, {_millions(routing)} M parameters")
@@ -150,7 +150,7 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
         )
     else:
         say("nothing to train: the host is frozen and these routers have no weights")
-    _note_cost(run, "routed", model, start)
+    _note_cost(run, "routed", model, start, found)
     routing.budget = recipe.train.budget
     rows = data.validation.select(range(min(len(data.validation), CALIBRATION_ROWS)))
     table = calibrate(model, listed(rows), data.collate, recipe.measure.batch_tokens)
@@ -173,14 +173,21 @@ def _routed_host(
     return load_host(run.static(name))
 
 
-def _note_cost(run: Run, stage: str, model: PreTrainedModel, start: float) -> None:
+def _note_cost(
+    run: Run,
+    stage: str,
+    model: PreTrainedModel,
+    start: float,
+    found: dict[str, dict[str, Any]] | None = None,
+) -> None:
     """Write what a stage cost into training.json: seconds (of the last start, if it was stopped)
-    and parameters that were trained."""
+    and parameters that were trained. found: what preparing found out, by router."""
     path = run.path / "training.json"
     known = read_json(path) if path.is_file() else {}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     cost = {"seconds": round(time.perf_counter() - start, 1), "trained_parameters": trained}
-    write_json(path, {**known, stage: cost})
+    more = {"found": found} if found else {}
+    write_json(path, {**known, stage: {**cost, **more}})
 
 
 def _tell_score(model: PreTrainedModel, data: Data, start: float, say: Say) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -14,34 +15,87 @@ from transformers import PreTrainedModel
 from turnout.errors import UserError
 from turnout.execute.batches import groups_by_length, inputs_of, lengths_of
 from turnout.execute.span import run_span
-from turnout.routers.base import Router, masked_mean
+from turnout.install import install
+from turnout.routers.base import Router, RouterConfig, masked_mean
+from turnout.routers.cluster import ClusterConfig, best_count
 from turnout.routers.gate import GateRouter
+from turnout.routers.policy import PolicyRouter
 from turnout.train.data import Data, listed
 from turnout.train.prices import measured_seconds
+from turnout.train.search import imitate, search_routes
 from turnout.train.teach_experts import teach_experts
 from turnout.units.experts import split_by_data
 
 BATCH, MOST = 32, 2048
 
 
-def prepare(model: PreTrainedModel, data: Data, say: Callable[[str], None] = print) -> None:
-    """Share out the neurons of experts where their split looks at data, and fit clusters; in
-    place."""
+def counted(
+    host: PreTrainedModel,
+    routers: Sequence[RouterConfig],
+    data: Data,
+    say: Callable[[str], None] = print,
+) -> list[RouterConfig]:
+    """The routers, with as many units for clusters as there are, where the data are to say."""
+    found = list(routers)
+    for place, config in enumerate(routers):
+        if isinstance(config, ClusterConfig) and config.most is not None:
+            model = install(deepcopy(host), [config])
+            router = model.turnout.all_routers()[0]  # type: ignore[union-attr, operator]
+            count, table = best_count(
+                pooled_states(model, router, data), config.most, config.seed, least=2
+            )
+            told = ", ".join(f"{each}: {value:,.0f}" for each, value in table.items())
+            say(f"  {count} clusters have the lowest Bayesian information criterion ({told})")
+            found[place] = config.with_units(count)
+    return found
+
+
+def prepare(
+    model: PreTrainedModel, data: Data, say: Callable[[str], None] = print
+) -> dict[str, dict[str, Any]]:
+    """Share out the neurons of experts where their split looks at data, fit clusters, and teach a
+    policy the routes that a search finds; in place. Returns what was found out, by router."""
+    told: dict[str, dict[str, Any]] = {}
     routing: Any = model.turnout
-    for router in routing.all_routers():
+    for name, router in routing.routers.items():
         config = router.config
         if _splits(model, router) and config.split in ("coactivation", "importance"):
             split_by_data(model, batches(data), config.split, sites=router.sites)
         if (seconds := getattr(router, "seconds", None)) is not None:
             batch = inputs_of(model, listed(data.usual_rows(BATCH)), data.collate)
             seconds.copy_(measured_seconds(model, router.sites, batch))
-            told = ", ".join(f"{1000 * float(value):.1f}" for value in seconds)
-            say(f"  milliseconds of each site: {told}")
+            each = ", ".join(f"{1000 * float(value):.1f}" for value in seconds)
+            say(f"  milliseconds of each site: {each}")
         if _splits(model, router) and _ranks_tokens(router):
             held = teach_experts(model, router, batches(data))
             say(f"  the quarter of the experts that gates like best holds {held:.0%} of the whole")
         if router.fits:
             say(f"  {router.fit(pooled_states(model, router, data))}")
+            told[name] = router.found
+        if isinstance(router, PolicyRouter) and router.config.imitate:
+            told[name] = _imitate(model, router, data, say)
+    return told
+
+
+def _imitate(
+    model: PreTrainedModel, router: PolicyRouter, data: Data, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Teach a policy the best routes of the first training rows."""
+    some = data.train.select(range(min(router.config.imitate, len(data.train))))
+    found = search_routes(model, listed(some), data.collate, router.config.price)
+    losses = imitate(router, found)
+    facts = {
+        "texts": len(some),
+        "reward_of_everything": float(found.dense_N.mean()),
+        "reward_of_found_routes": float(found.reward_N.mean()),
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+    }
+    say(
+        f"  routes of {len(some):,} texts: reward {facts['reward_of_found_routes']:.3f} where "
+        f"running everything has {facts['reward_of_everything']:.3f}"
+    )
+    return facts
 
 
 def _splits(model: PreTrainedModel, router: Router) -> bool:
