@@ -5,8 +5,8 @@ The dense host is frozen. Reward: probability of the right topic less PRICE x sh
 Curve: reward on validation rows while the policy trains, beside random skipping of the same work.
 Frontier: policy and gate, trained alike on the frozen host, at equal measured time. Shift: the
 policy is trained on two topics and then meets the other two; updates from feedback on a stream of
-2,000 examples, against a policy that was trained on those topics. Attack: the same stream with
-every reward negated.
+2,000 held-out examples, judged on others. What the shift loses is what a policy that was trained on
+those topics has more. Attack: the same stream with every reward negated.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import statistics
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ import numpy as np
 import torch
 from common import Benchmark, Row, goal, main
 from datasets_here import AG_LABELS, ag_news
-from frontier_claim import WORK, at_speed
+from frontier_claim import WORK, at_speed, not_reached
 from trained import Study, dense_host
 from transformers import TrainerCallback, set_seed
 
 import turnout
 from turnout import contest
 from turnout.execute.batches import inputs_of
+from turnout.measure.stats import bootstrap_difference, bootstrap_interval
 from turnout.objectives import ObjectivesConfig
 from turnout.recipe import Recipe
 from turnout.routers.reward import quality, shares
@@ -61,6 +63,7 @@ class Curve(TrainerCallback):
     def __init__(self, model: Any, study: Study, rows: Sequence[Any], every: int) -> None:
         self.model, self.study, self.rows, self.every = model, study, rows, every
         self.points: list[tuple[int, float]] = []
+        self.first_N = self.last_N = np.zeros(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % self.every == 0:
@@ -68,8 +71,10 @@ class Curve(TrainerCallback):
 
     def note(self, step: int) -> None:
         """A point."""
-        reward = trusted_reward(self.model, self.rows, self.study.data.collate)
-        self.points.append((step, reward))
+        self.last_N = rewards(self.model, self.rows, self.study)
+        if not self.points:
+            self.first_N = self.last_N
+        self.points.append((step, float(self.last_N.mean())))
 
 
 def learn(
@@ -84,8 +89,8 @@ def learn(
     steps = max(1, int(config.epochs * len(data.train) / config.batch_size))
     curve = Curve(model, study, rows, max(1, steps // 12))
     curve.note(0)
-    if train is not None:
-        data = type(data)(data.task, data.tokenizer, train, data.validation, data.references)
+    # without references nothing is calibrated on the way: the threshold stays one half
+    data = replace(data, train=data.train if train is None else train, references=None)
     shutil.rmtree(out, ignore_errors=True)  # the curve begins at the first step
     frozen = config.model_copy(update={"freeze": "host", "max_steps": steps})
     objectives = ObjectivesConfig(task=0.0, distill=0.0)
@@ -94,46 +99,67 @@ def learn(
 
 
 @torch.inference_mode()
-def work_of(model: Any, rows: Sequence[Any], study: Study) -> float:
-    """Mean share of the routed work that a policy spends."""
+def passes(model: Any, rows: Sequence[Any], study: Study) -> Iterator[tuple[Any, Any, Any]]:
+    """Logits, labels and the share of the routed work of each sequence, a batch at a time."""
+    was_training = model.training
+    model.eval()
     (router,) = model.turnout.all_routers()
-    found = []
-    for start in range(0, len(rows), 64):
-        batch = [dict(row) for row in rows[start : start + 64]]
-        model(**inputs_of(model, batch, study.data.collate))
-        found.append(shares(model.turnout.current_flow(), router.sites, None).sum(1))
-    return float(torch.cat(found).mean())
-
-
-@torch.inference_mode()
-def chance_reward(dense: Any, rows: Sequence[Any], study: Study, share: float) -> float:
-    """Reward of random skipping at a share of the work."""
-    skip = {"kind": "random-skip", "rate": 1 - share, "hold_first": POLICY["hold_first"]}
-    model = turnout.install(deepcopy(dense), [skip]).eval()
-    (router,) = model.turnout.all_routers()
-    rewards = []
     for start in range(0, len(rows), 64):
         batch = [dict(row) for row in rows[start : start + 64]]
         labels = study.data.collate(batch)["labels"]
         logits = model(**inputs_of(model, batch, study.data.collate))["logits"]
-        spent = shares(model.turnout.current_flow(), router.sites, None).sum(1)
-        rewards.append(quality(logits, labels, "probability") - PRICE * spent)
-    return float(torch.cat(rewards).mean())
+        yield logits, labels, shares(model.turnout.current_flow(), router.sites, None).sum(1)
+    model.train(was_training)
+
+
+def rewards(model: Any, rows: Sequence[Any], study: Study) -> np.ndarray:
+    """Reward of each row, (N,)."""
+    found = [
+        quality(logits, labels, "probability") - PRICE * spent
+        for logits, labels, spent in passes(model, rows, study)
+    ]
+    return torch.cat(found).numpy()
+
+
+def chance(dense: Any, share: float, seed: int) -> Any:
+    """Random skipping at a share of the work."""
+    skip = {"kind": "random-skip", "rate": 1 - share, "hold_first": POLICY["hold_first"]}
+    model = turnout.install(deepcopy(dense), [skip]).eval()
+    model.turnout.seed = seed
+    return model
+
+
+def mean_of(rewards_N: np.ndarray) -> np.ndarray:
+    """Counts whose sums give the mean, for the bootstrap."""
+    return np.stack([rewards_N, np.ones_like(rewards_N)], 1)
+
+
+def mean(total_K: np.ndarray) -> float:
+    """The mean that sums of such counts give."""
+    return float(total_K[0] / total_K[1])
 
 
 def curve_row(dense: Any, study: Study, benchmark: Benchmark, seed: int, out: Path) -> Row:
     """The reward curve of one seed."""
     model, curve = learn(dense, study, settings(benchmark, seed), out / "curve")
-    share = work_of(model, curve.rows, study)
+    share = float(torch.cat([spent for *_, spent in passes(model, curve.rows, study)]).mean())
+    random_N = rewards(chance(dense, share, seed), curve.rows, study)
+    last = bootstrap_interval(mean_of(curve.last_N), mean)
+    rise = bootstrap_difference(mean_of(curve.last_N), mean_of(curve.first_N), mean)
+    apart = bootstrap_difference(mean_of(curve.last_N), mean_of(random_N), mean)
     return {
         "part": "curve",
         "seed": seed,
         "curve": curve.points,
-        "reward_first": curve.points[0][1],
-        "reward_last": curve.points[-1][1],
+        "reward_last": last.value,
+        "reward_last_low": last.low,
+        "reward_last_high": last.high,
+        "rise": rise.value,
+        "rise_low": rise.low,
         "share": share,
-        "reward_random": chance_reward(dense, curve.rows, study, share),
-        "reward_dense": chance_reward(dense, curve.rows, study, 1.0),
+        "reward_random": float(random_N.mean()),
+        "over_random": apart.value,
+        "over_random_low": apart.low,
     }
 
 
@@ -145,10 +171,10 @@ def feedback(
     for start in range(0, len(rows), BATCH):
         batch = [dict(row) for row in rows[start : start + BATCH]]
         labels = study.data.collate(batch)["labels"]
-        with torch.no_grad(), online.explore():
+        with torch.no_grad(), online.explore(), turnout.trace() as trace:
             logits = model(**inputs_of(model, batch, study.data.collate))["logits"]
-        flow = model.turnout.current_flow()
-        online.update(flow, sign * router.reward(flow, logits, labels))
+        reward_B = router.reward(model.turnout.current_flow(), logits, labels)
+        online.update(trace, sign * reward_B)
 
 
 def shift_rows(
@@ -165,10 +191,14 @@ def shift_rows(
     train = study.data.train
     old, _ = learn(dense, study, config, out / "old", only(train, BEFORE))
     best, _ = learn(dense, study, config, out / "new", only(train, AFTER))
-    new_rows = listed(only(train, AFTER))
-    stream, trusted = new_rows[:STREAM], listed(only(study.data.validation, AFTER))[:200]
-    labelled = [row for row in study.test if row["labels"] in {labels.index(t) for t in AFTER}]
-    test = labelled[:: max(1, len(labelled) // 2000)]
+    # the dense host knows the training rows by heart: feedback comes on texts that it never saw
+    wanted = {labels.index(topic) for topic in AFTER}
+    unseen = [row for row in study.test if row["labels"] in wanted]
+    order = np.random.default_rng(seed).permutation(len(unseen))
+    unseen = [unseen[place] for place in order]
+    most = min(STREAM, len(unseen) // 2)
+    stream, test = unseen[:most], unseen[most:]
+    trusted = listed(only(study.data.validation, AFTER))[:200]
     collate = study.data.collate
     for part, sign in (("shift", 1.0), ("attack", -1.0)):
         model = deepcopy(old)
@@ -186,13 +216,14 @@ def shift_rows(
         set_seed(seed)
         feedback(model, online, stream, study, sign)
         events = [online.updates, online.stopped]
-        before, after, wanted = (trusted_reward(m, test, collate) for m in (old, model, best))
+        before, after, own = (float(rewards(m, test, study).mean()) for m in (old, model, best))
         yield {
             "part": part,
             "seed": seed,
             "reward_before": before,
             "reward_after": after,
-            "reward_of_own": wanted,
+            "reward_of_own": own,
+            "examples": len(stream),
             "updates": events[0],
             "stopped": events[1],
             "rolled_back": log.read_text(encoding="utf-8").count('"rolled_back": true'),
@@ -255,15 +286,19 @@ def verdict(benchmark: Benchmark) -> dict[str, Any]:
     for row in benchmark.rows:
         parts.setdefault(row["part"], []).append(row)
     curves, shift, attack = parts["curve"], parts["shift"], parts["attack"]
-    rises = min(r["reward_last"] - r["reward_first"] for r in curves)
-    apart = min(r["reward_last"] for r in curves) - max(r["reward_random"] for r in curves)
+    lost = statistics.fmean(r["reward_of_own"] - r["reward_before"] for r in shift)
+    gained = statistics.fmean(r["reward_after"] - r["reward_before"] for r in shift)
     entries = {
-        "reward: last minus first, least of the seeds": goal(rises, at_least=0.0),
-        "reward: worst policy minus best random at its work": goal(apart, at_least=0.0),
+        "reward: last minus first, least low end of the seeds": goal(
+            min(r["rise_low"] for r in curves), at_least=0.001
+        ),
+        "reward: policy minus random at its work, least low end of the seeds": goal(
+            min(r["over_random_low"] for r in curves), at_least=0.001
+        ),
+        "shift: reward that it loses": goal(lost, at_least=0.005),
+        # of nothing lost nothing can be recovered
         "shift: part of the lost reward recovered": goal(
-            sum(r["reward_after"] - r["reward_before"] for r in shift)
-            / max(1e-6, sum(r["reward_of_own"] - r["reward_before"] for r in shift)),
-            at_least=0.5,
+            gained / lost if lost >= 0.005 else 0.0, at_least=0.5
         ),
         "attack: reward lost at most": goal(
             max(r["reward_before"] - r["reward_after"] for r in attack), at_most=0.01
@@ -273,7 +308,7 @@ def verdict(benchmark: Benchmark) -> dict[str, Any]:
         ),
     }
     for speed in (1.15, 1.3, 1.5):
-        gains = []
+        gains, reached = [], True
         for seed in sorted({r["seed"] for r in parts["frontier"]}):
             rows = [r for r in parts["frontier"] if r["seed"] == seed]
             mine, other = (
@@ -281,9 +316,11 @@ def verdict(benchmark: Benchmark) -> dict[str, Any]:
                 for name in (contest.OWN, "gate-held")
             )
             gains.append(mine - other)
-        entries[f"accuracy: policy minus gate at {speed:g}x"] = goal(
-            statistics.fmean(gains), at_least=0.0
-        )
+            own = [r["speedup"] for r in rows if r["family"] == contest.OWN]
+            reached = reached and max(own) >= speed
+        entry = goal(statistics.fmean(gains), at_least=0.0)
+        key = f"accuracy: policy minus gate at {speed:g}x"
+        entries[key] = entry if reached else not_reached(entry)
     return entries
 
 

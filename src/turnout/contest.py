@@ -176,12 +176,14 @@ def _measure(
 
 def standings(results: Results, costs: Mapping[str, float | None]) -> list[Standing]:
     """Every contender against cut models and random skipping at equal measured time, best first."""
-    cut, chance = line(results, "static"), line(results, "random")
+    cut = line(results, "static")
     by_router: dict[str, list[Arm]] = {}
     for arm in results.family("routed"):
         by_router.setdefault(arm.router or "routed", []).append(arm)
     found = []
     for name, arms in by_router.items():
+        drawn = [arm for arm in results.family("random") if arm.place == arms[0].place]
+        chance = front((relative_time(arm), arm.quality.value) for arm in [results.dense, *drawn])
         own = front((relative_time(arm), arm.quality.value) for arm in [results.dense, *arms])
         quality = {speed: line_at(own, 1 / speed) for speed in SPEEDS}
         found.append(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from hosts_table import BY_NAME, LAYERS
 
 import turnout
-from turnout.measure.arms import cast, plain_entries, random_entries
+from turnout.cost import trace_dense_flops, trace_flops
+from turnout.measure.arms import cast, configs_of, place_of, plain_entries, random_entries
 from turnout.measure.flops import dense_flops
 
 from .test_flops import ROWS, collate
@@ -36,6 +40,36 @@ def test_random_arms_spend_what_they_are_given() -> None:
     assert not hasattr(dense, "turnout") and not hasattr(dense.config, "turnout")
     shared = [p.data_ptr() for p in entries[0].model.parameters()]
     assert shared == parameters  # no second copy of the weights
+
+
+@pytest.mark.parametrize(
+    ("router", "place"),
+    [
+        ({"kind": "gate"}, "layer-sequence"),
+        ({"kind": "exit", "hold_first": 1}, "layer-sequence"),
+        ({"kind": "token-attention", "visible": False}, "layer-token"),
+        ({"kind": "gate", "site": "ffn", "granularity": "token", "hold_first": 1}, "ffn-token"),
+        ({"kind": "gate", "site": "head"}, "head-sequence"),
+        ({"kind": "gate", "site": "expert", "granularity": "token", "keep": "top-k"}, "expert-tok"),
+        ({"kind": "cluster"}, "layer-sequence"),
+    ],
+)
+def test_random_skipping_stands_where_the_routers_decide(router: Any, place: str) -> None:
+    dense = BY_NAME["bert"].build()
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    routed = turnout.install(BY_NAME["bert"].build(), [router])
+    assert place_of(routed).startswith(place)
+    rows = [
+        {"input_ids": [3 + n % 50, 3 + n // 50, 4, 5, 6, 7], "attention_mask": [1] * 6}
+        for n in range(300)
+    ]
+    (entry,) = random_entries(dense, {0.5: 0.9}, configs_of(routed), place)
+    with torch.no_grad(), entry.model.turnout.at(entry.dial), turnout.trace() as trace:
+        entry.model(**collate(rows))
+    whole = float(dense_flops(dense, np.array([6]))[0])
+    spared = float(trace_dense_flops(trace) - trace_flops(trace)) / len(rows)
+    assert 1 - spared / whole == pytest.approx(0.9, abs=0.02)
+    assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
 
 
 def test_dense_answers_stay_those_of_the_host() -> None:

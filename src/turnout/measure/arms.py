@@ -14,8 +14,11 @@ from transformers import PreTrainedModel
 from turnout.execute.pool import BulkResult, Collate, Row, predict_bulk
 from turnout.install import install
 from turnout.measure.results import Family
+from turnout.routers.base import RouterConfig
 
 SEED = 0
+# the fields that say where a router decides
+PLACE = {"site", "granularity", "layers", "hold_first", "hold_last", "stack", "visible", "experts"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +26,8 @@ class Entry:
     """One arm before it is measured.
 
     budget: what was asked for, as the report shows it; dial: what the model's dial is set to.
-    router: which of several routed models it is; None = there is one.
+    router: which of several routed models it is, and place: where its routers decide, which its
+    random arms share; None = there is one.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Entry:
     budget: float | None = None
     dial: float | None = None
     router: str | None = None
+    place: str | None = None
 
     def run(self, rows: Sequence[Row], collate: Collate, batch_tokens: int) -> BulkResult:
         """All rows, in the same groups of like length for every arm."""
@@ -52,7 +57,15 @@ def plain_entries(
     return [
         Entry("dense", "dense", dense),
         *(
-            Entry(f"{name}-{_label(b)}", "routed", model, b, b, name if many else None)
+            Entry(
+                f"{name}-{_label(b)}",
+                "routed",
+                model,
+                b,
+                b,
+                name if many else None,
+                place_of(model) if many else None,
+            )
             for name, model in models.items()
             for b in sorted(set(budgets))[::-1]
         ),
@@ -60,18 +73,70 @@ def plain_entries(
     ]
 
 
-def random_entries(dense: PreTrainedModel, spent: Mapping[float, float]) -> list[Entry]:
-    """Random skipping of layers in the dense host, once for each routed budget.
+def random_specs(configs: Sequence[RouterConfig]) -> list[dict[str, Any]]:
+    """Random skipping where these routers decide: the same sites, granularity and units.
+
+    A router over whole layers of a sequence, and one over units that a plain host does not have
+    (adapters, copied experts), is compared with random skipping of all layers, one decision a
+    sequence.
+    """
+    layers = {"kind": "random-skip", "rate": 0.0}
+    found = []
+    for config in configs:
+        own = config.site == "adapter" or (config.site == "expert" and config.split == "copied")
+        if own or (config.site == "layer" and config.granularity != "token"):
+            return [layers]
+        fields = config.model_dump(mode="json", include=PLACE)
+        # how neurons are shared out is no matter where experts are drawn
+        found.append({**layers, **fields, "split": "random"})
+    return found or [layers]
+
+
+def configs_of(model: PreTrainedModel) -> list[RouterConfig]:
+    """The configs of a model's routers."""
+    routing: Any = model.turnout
+    return [router.config for router in routing.all_routers()]
+
+
+def place_of(model: PreTrainedModel) -> str:
+    """Where random skipping stands in for a routed model: ``layer-sequence``, ``ffn-token``."""
+    return "+".join(
+        f"{spec.get('site', 'layer')}-{spec.get('granularity', 'sequence')}"
+        for spec in random_specs(configs_of(model))
+    )
+
+
+def random_entries(
+    dense: PreTrainedModel,
+    spent: Mapping[float, float],
+    configs: Sequence[RouterConfig] = (),
+    place: str | None = None,
+) -> list[Entry]:
+    """Random skipping in the dense host, once for each routed budget, where the routed model's
+    routers decide (see ``random_specs``).
 
     spent: budget -> share of the host's work that the routed model really spent; that is what
-    random skipping gets, so both do the same work. It decides per sequence, with a fixed seed.
+    random skipping gets, so both do the same work, as far as its sites can spare it. The seed is
+    fixed. place: of these routers, where several routed models are measured; None = there is one.
     """
-    sharing: dict[int, Any] = {id(p): p for p in dense.parameters()}
-    model = install(deepcopy(dense, sharing), [{"kind": "random-skip", "rate": 0.0}]).eval()
+    specs = random_specs(configs)
+    own = any(spec.get("site") == "expert" for spec in specs)  # whose neurons change their order
+    sharing: dict[int, Any] = {} if own else {id(p): p for p in dense.parameters()}
+    model = install(deepcopy(dense, sharing), specs).eval()
     routing: Any = model.turnout
     routing.seed = SEED
+    whole = sum(cost.row for cost in routing.block_costs.values())
+    part = sum(site.whole.row for site in routing.sites) / whole
+    name = "random" if place is None else f"random-{place}"
     return [
-        Entry(f"random-{_label(budget)}", "random", model, budget, min(1.0, share))
+        Entry(
+            f"{name}-{_label(budget)}",
+            "random",
+            model,
+            budget,
+            min(1.0, max(0.0, 1 - (1 - share) / part)),
+            place=place,
+        )
         for budget, share in spent.items()
     ]
 

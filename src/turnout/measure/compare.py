@@ -110,6 +110,7 @@ def arm(judged: Judged, dense: Judged, seconds: dict[str, list[float]], material
         name=entry.name,
         family=entry.family,
         router=entry.router,
+        place=entry.place,
         budget=entry.budget,
         share=min(1.0, share),
         quality=judged.quality,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import datasets
@@ -16,7 +17,13 @@ from transformers import PreTrainedModel
 from turnout._version import __version__
 from turnout.execute.pool import poolable
 from turnout.measure import machine
-from turnout.measure.arms import Entry, cast, plain_entries, random_entries
+from turnout.measure.arms import (
+    Entry,
+    cast,
+    configs_of,
+    plain_entries,
+    random_entries,
+)
 from turnout.measure.compare import (
     Judged,
     Material,
@@ -57,7 +64,9 @@ def measure_models(
 ) -> Results:
     """Compare the dense host, routed models at each budget, random skipping and cut hosts.
 
-    routed: one model, or several by name; random skipping then gets the budgets as they are.
+    routed: one model, or several by name. Each place at which some of them decide (layers of a
+    sequence, heads, ...) has its random arms; where several share a place, those spend what they
+    spent on average.
 
     examples: raw labelled rows of the task; ``config.max_examples`` draws some of them. name: of
     the host, for the report. The models are moved and cast in place.
@@ -116,8 +125,8 @@ def _measure(
     """Random arms get the work that the routed ones were seen to spend, so they come second."""
     routed = [entry for entry in plain if entry.family == "routed"]
     several = any(entry.router for entry in routed)
-    budgets = {entry.budget for entry in routed}
-    chances = len(budgets) if several else len(routed)
+    places = {entry.place: configs_of(entry.model) for entry in routed}
+    chances = len(places) * len({entry.budget for entry in routed})
     bar = Progress((len(plain) + chances) * (1 + repeats), progress)
     done: dict[str, Judged] = {}
 
@@ -128,11 +137,15 @@ def _measure(
 
     try:
         each(plain)
-        whole = done["dense"].flops
-        spent = {entry.budget: done[entry.name].flops / whole for entry in routed}
-        if several:
-            spent = {budget: budget for budget in sorted(budgets, reverse=True)}  # type: ignore[type-var]
-        chance = random_entries(dense, spent)  # type: ignore[arg-type]
+        chance: list[Entry] = []
+        for place, configs in places.items():
+            found: dict[float, list[float]] = {}
+            for entry in routed:
+                if entry.budget is not None and (not several or entry.place == place):
+                    share = done[entry.name].flops / done["dense"].flops
+                    found.setdefault(entry.budget, []).append(share)
+            spent = {budget: fmean(shares) for budget, shares in found.items()}
+            chance += random_entries(dense, spent, configs, place if several else None)
         each(chance)
         entries = [*plain, *chance]
         return entries, done, time_rounds(entries, material, repeats, bar)
@@ -174,10 +187,11 @@ def _notes(
     share = (
         "get the share of the work that the routed arm of the same name was seen to spend."
         if len(routed) == 1
-        else "get the share of the layers that their name says."
+        else "get the share of the work that the routed arms which decide there spend on average."
     )
     notes = [
-        "Random arms skip whole layers of the dense host, drawn for each text with a fixed seed, "
+        "Random arms skip what the routers decide about (layers, heads, experts, ...; whole layers "
+        "for units that the dense host lacks) in the dense host, drawn with a fixed seed, "
         f"and {share}"
     ]
     if len(chosen) < len(examples):

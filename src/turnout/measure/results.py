@@ -108,6 +108,7 @@ class Arm(_Record):
     name: str = Field(min_length=1)
     family: Family
     router: str | None = None
+    place: str | None = None
     budget: Share | None
     share: Share
     quality: Quality
