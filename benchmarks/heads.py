@@ -1,8 +1,8 @@
 """Skipping heads saves time: the attention sub-block with half of its heads against all of them.
 
-Arms run in one process, each right after a dense run on the same inputs. A gate with
+Arms run in one process, each right after a dense run on the same inputs, random tokens. A gate with
 random weights chooses the top half: the same heads for the whole batch, or others for each sequence
-or token. What a block spends outside of its feed-forward
+or token; rows say how many different choices there were in a layer. What a block spends outside of its feed-forward
 network counts as attention, so choosing, slicing and scattering are charged to the routed arm.
 """
 
@@ -37,10 +37,18 @@ class Arm:
             self.model.turnout.budget = share
             generator = torch.Generator().manual_seed(1)
             for parameter in self.model.turnout.parameters():  # so that choices differ
-                parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+                parameter.data += torch.randn(parameter.shape, generator=generator)
         blocks = list(self.model.encoder.layer)
         self.blocks = Stopwatch(blocks, blocks)
         self.ffn = Stopwatch([b.intermediate for b in blocks], [b.output for b in blocks])
+
+    @torch.inference_mode()
+    def choices(self, inputs: dict[str, torch.Tensor]) -> float:
+        """Different sets of heads in a layer, on average over the layers."""
+        with turnout.trace() as trace:
+            self.model(**inputs)
+        counts = [len(route.weight_BTU.flatten(0, 1).unique(dim=0)) for route in trace.values()]
+        return statistics.fmean(counts)
 
     @torch.inference_mode()
     def run(self, inputs: dict[str, torch.Tensor]) -> float:
@@ -72,6 +80,7 @@ def measure(host: Any, shape: str, dtype: str, rounds: int) -> list[Row]:
             "time_ratio": statistics.median(values),
             "time_ratio_low": min(values),
             "time_ratio_high": max(values),
+            "choices": arms[grain, share].choices(inputs),
             "rounds": rounds,
         }
         for (grain, share), values in ratios.items()
