@@ -3,9 +3,9 @@
 8 experts of 768 x 2048 with a gated activation, the top 2 for each of 4,096 tokens. Ours sorts the
 pairs of token and expert and computes group by group, by a loop of products or torch's grouped
 product, whichever is faster here. Theirs: the implementations of Transformers on the same weights
-and routes; `batched_mm` copies the matrices of every pair, which does not fit at 4,096 tokens (a note
-says how much it would be), so ours and it meet at 64 tokens too. Forward, and forward with backward
-to the rows and the weights; each arm right after the dense network, medians of ratios.
+and routes; `batched_mm` copies the matrices of every pair, which does not fit at 4,096 tokens (a
+note says how much it would be), so ours and it meet at 64 tokens too. Forward, and forward with
+backward to the rows and the weights; each arm right after the dense network, medians of ratios.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 Arms run in one process, each right after a dense run on the same inputs, random tokens. A gate with
 random weights chooses the top half: the same heads for the whole batch, or others for each sequence
-or token; rows say how many different choices there were in a layer. What a block spends outside of its feed-forward
-network counts as attention, so choosing, slicing and scattering are charged to the routed arm.
+or token; rows say how many different choices there were in a layer. What a block spends outside of
+its feed-forward network counts as attention, so choosing, slicing and scattering are charged to the
+routed arm.
 """
 
 from __future__ import annotations

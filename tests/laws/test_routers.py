@@ -34,9 +34,10 @@ def table() -> dict[str, Spec]:
             kind="gate", granularity=grain, shape="mlp", hidden=8, shared=True, open=0.3
         )
         rows[f"random-skip-{grain}"] = dict(kind="random-skip", granularity=grain, rate=0.4)
-        rows[f"random-skip-head-{grain}"] = dict(
-            kind="random-skip", site="head", granularity=grain, rate=0.4
-        )
+        for site in ("attention", "ffn", "head", "expert"):
+            rows[f"random-skip-{site}-{grain}"] = dict(
+                kind="random-skip", site=site, granularity=grain, rate=0.4, experts=4
+            )
     for grain in GRAINS:
         rows[f"gate-recurrent-{grain}"] = dict(
             kind="gate", granularity=grain, shape="recurrent", hidden=32, open=0.0
@@ -77,9 +78,9 @@ def table() -> dict[str, Spec]:
                 kind="random-jump", granularity=grain, distribution=distribution, p=0.5
             )
     for grain in GRAINS[:2]:
-        for site in ("layer", "ffn", "head"):
+        for site in ("layer", "attention", "ffn", "head", "expert"):
             rows[f"attention-{site}-{grain}"] = dict(
-                kind="attention", site=site, granularity=grain, width=8, combine=False
+                kind="attention", site=site, granularity=grain, width=8, combine=False, experts=4
             )
         rows[f"attention-top-k-{grain}"] = dict(
             kind="attention", granularity=grain, width=64, keep="top-k", combine=False
@@ -100,8 +101,14 @@ def table() -> dict[str, Spec]:
         rows[f"policy-{decide}"] = dict(
             kind="policy", decide=decide, hidden=8, curriculum=0.0, open=0.3
         )
-    rows["q-learning"] = dict(kind="q-learning", hidden=8, replay=16, batch=8)
-    rows["policy-head"] = dict(kind="policy", site="head", hidden=8, curriculum=0.0, open=0.3)
+    for site in ("layer", "attention", "ffn"):
+        rows[f"q-learning-{site}"] = dict(
+            kind="q-learning", site=site, hidden=8, replay=16, batch=8
+        )
+    for site in ("attention", "ffn", "head", "expert", "adapter"):
+        rows[f"policy-{site}"] = dict(
+            kind="policy", site=site, experts=4, hidden=8, curriculum=0.0, open=0.3
+        )
     for criterion in ("confidence", "patience", "learned"):
         for grain in GRAINS[1:]:
             rows[f"exit-{criterion}-{grain}"] = dict(

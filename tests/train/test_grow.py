@@ -82,5 +82,5 @@ def test_what_cannot_grow_is_refused() -> None:
     with pytest.raises(UserError, match="units of their own"):
         add_cluster(experts, np.zeros((1, 32)))
     for rows in (np.zeros((0, 32)), np.full((2, 32), np.nan)):
-        with pytest.raises(UserError, match="at least one row|NaN or infinity"):
+        with pytest.raises(UserError, match=r"at least one row|NaN or infinity"):
             add_cluster(routed(), rows)

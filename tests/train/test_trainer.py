@@ -30,6 +30,17 @@ ROUTERS = {
     "gate": {"kind": "gate", "site": "ffn", "granularity": "token"},
     "random-jump": {"kind": "random-jump", "p": 0.5, "distribution": "learned"},
     "random-skip": {"kind": "random-skip", "rate": 0.5},
+    "gate-recurrent": {"kind": "gate", "shape": "recurrent"},
+    "gate-head": {"kind": "gate", "site": "head"},
+    "gate-adapter": {"kind": "gate", "site": "adapter", "modulate": True},
+    "gate-copied": {"kind": "gate", "site": "expert", "experts": 2, "split": "copied"},
+    "attention": {"kind": "attention"},
+    "token-attention": {"kind": "token-attention"},
+    "token-attention-top-k": {"kind": "token-attention", "keep": "top-k", "visible": False},
+    "cluster": {"kind": "cluster", "top": 2},
+    "policy": {"kind": "policy"},
+    "policy-input": {"kind": "policy", "decide": "input", "entropy": 0.1},
+    "q-learning": {"kind": "q-learning", "replay": 16, "batch": 8},
 }
 
 

@@ -95,8 +95,8 @@ class BlockView:
 
 def unit_name(path: str) -> str:
     """A name for what stands beside a layer, from its path. Transformers renames keys on saving by
-    patterns such as ``mlp.fc1``, in which the dot fits any one character, so one _ will not do."""
-    return path.replace(".", "__")
+    patterns such as ``q_proj``, wherever in a key they stand; none of them is in capitals."""
+    return path.replace(".", "__").upper()
 
 
 def find_family(model: PreTrainedModel) -> Family:
