@@ -1,7 +1,8 @@
 """One matrix product a group of rows: rows sorted by expert against the matrices of the experts.
 
 Two ways, whichever is faster here: a loop of products written into one result, or torch's grouped
-product. They are timed once for each kind of input (device, number format, sizes), on real data.
+product. They are timed once for each kind of input (device, number format, sizes, with a backward
+pass or without), on real data.
 """
 
 from __future__ import annotations
@@ -75,33 +76,43 @@ def grouped(x_PD: Tensor, weight_EFD: Tensor, counts: Sequence[int]) -> Tensor:
             return grouped(x_PD.to(dtype), weight_EFD.to(dtype), counts)
     if len(x_PD) < FEW or not _can_group(x_PD, weight_EFD):
         return loop(x_PD, weight_EFD, counts)
-    key = (kind, x_PD.dtype, *weight_EFD.shape, len(x_PD).bit_length())
+    learns = torch.is_grad_enabled() and (x_PD.requires_grad or weight_EFD.requires_grad)
+    key = (kind, x_PD.dtype, *weight_EFD.shape, len(x_PD).bit_length(), learns)
     if key not in _chosen:
-        _chosen[key] = _faster(x_PD.detach(), weight_EFD.detach(), counts)
+        _chosen[key] = _faster(x_PD.detach(), weight_EFD.detach(), counts, learns)
     return _chosen[key](x_PD, weight_EFD, counts)
 
 
 def _can_group(x_PD: Tensor, weight_EFD: Tensor) -> bool:
-    """Does torch's product take these: one number format, aligned rows, contiguous matrices."""
-    aligned = all(
-        width * x_PD.element_size() % 16 == 0 for width in (x_PD.shape[1], weight_EFD.shape[1])
-    )
+    """Does torch's product take these: one number format, aligned rows of rows and matrices (which
+    may be slices of one matrix)."""
+    steps = (x_PD.shape[1], weight_EFD.shape[1], *weight_EFD.stride()[:2])
+    aligned = all(step * x_PD.element_size() % 16 == 0 for step in steps)
     same = x_PD.dtype == weight_EFD.dtype and x_PD.dtype != torch.float64
     kind = x_PD.device.type
     there = kind == "cpu" or (
         kind == "cuda" and torch.cuda.get_device_capability(x_PD.device)[0] >= 8
     )
-    return there and hasattr(F, "grouped_mm") and aligned and same and weight_EFD.is_contiguous()
+    dense = weight_EFD.stride(2) == 1
+    return there and hasattr(F, "grouped_mm") and aligned and same and dense
 
 
-@torch.no_grad()
-def _faster(x_PD: Tensor, weight_EFD: Tensor, counts: Sequence[int]) -> Way:
+def _faster(x_PD: Tensor, weight_EFD: Tensor, counts: Sequence[int], learns: bool) -> Way:
+    """The way that is faster on these tensors, which carry no graph."""
+    x_PD, weight_EFD = x_PD.requires_grad_(learns), weight_EFD.requires_grad_(learns)
     best: dict[Way, float] = {}
+
+    def once(way: Way) -> None:
+        with torch.set_grad_enabled(learns):
+            out = way(x_PD, weight_EFD, counts)
+            if learns:
+                torch.autograd.grad(out, (x_PD, weight_EFD), torch.ones_like(out))
+
     for way in (loop, torch_grouped):
-        way(x_PD, weight_EFD, counts)
+        once(way)
         for _ in range(ROUNDS):
             start = time.perf_counter()
-            way(x_PD, weight_EFD, counts)
+            once(way)
             if x_PD.is_cuda:
                 torch.cuda.synchronize()
             best[way] = min(best.get(way, float("inf")), time.perf_counter() - start)
