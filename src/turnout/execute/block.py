@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
-from turnout.execute.handle import BlockHandle
+from turnout.execute.handle import BlockHandle, fills_cache
 from turnout.execute.narrow import Narrowed, is_weighted
 from turnout.execute.rows import modulate
 from turnout.execute.span import Span, SpanStop
@@ -89,7 +88,7 @@ def _run_routed(
     run = Narrowed(handle, x_BTD, mask_BT, routes)
     if run.everything and not run.weighted:
         return host(x_BTD, *args, **kwargs)
-    cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
+    cached = fills_cache(args, kwargs)
     enter = handle.must_enter or cached
     for kind, site in handle.sites.items():
         if cached if kind == "head" else enter or kind == "attention":

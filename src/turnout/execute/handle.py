@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from transformers.cache_utils import Cache
 
 from turnout.execute.scope import Scope, Stream
 from turnout.route import Site
@@ -11,6 +14,11 @@ from turnout.units.adapters import BottleneckBank
 
 if TYPE_CHECKING:
     from turnout.execute.routing import Routing
+
+
+def fills_cache(args: Iterable[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Is a block called with a key-value cache."""
+    return any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
 
 
 @dataclass(eq=False)

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from turnout.execute.adapters import AdapterPlan, add_bottleneck
 from turnout.execute.experts import ExpertPlan
-from turnout.execute.handle import BlockHandle
+from turnout.execute.handle import BlockHandle, fills_cache
 from turnout.execute.heads import HeadPlan
 from turnout.execute.reference import pick_sequences
 from turnout.execute.scope import is_reference
@@ -112,7 +111,7 @@ class Narrowed:
     ) -> Any:
         """Run the host's block with its leaves narrowed to the active rows."""
         handle, batch = self.handle, self.x_BTD.shape[0]
-        cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
+        cached = fills_cache(args, kwargs)
         layer_index: Tensor | None = None  # one index serves all that a layer decision covers
 
         def mine(value: Tensor) -> Tensor:

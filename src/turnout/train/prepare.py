@@ -9,15 +9,14 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.batches import groups_by_length, inputs_of, lengths_of
 from turnout.execute.span import run_span
 from turnout.install import install
-from turnout.routers.base import Router, RouterConfig, masked_mean
-from turnout.routers.cluster import ClusterConfig, best_count
+from turnout.routers.base import Router, RouterConfig
+from turnout.routers.cluster import ClusterConfig, ClusterRouter, best_count
 from turnout.routers.gate import GateRouter
 from turnout.routers.policy import PolicyRouter
 from turnout.train.data import Data, listed
@@ -139,6 +138,5 @@ def pooled_states(model: PreTrainedModel, router: Router, data: Data) -> np.ndar
         hidden_BTD = run_span(model, inputs, 0, site.layer)
         flow = routing.new_flow(model, inputs)
         flow.enter(site.stack, hidden_BTD)
-        pooled_BD = masked_mean(hidden_BTD, flow.mask_BT(site))
-        found[group] = F.layer_norm(pooled_BD, pooled_BD.shape[-1:]).cpu().numpy()
+        found[group] = ClusterRouter.embed(hidden_BTD, flow.mask_BT(site)).cpu().numpy()
     return found
