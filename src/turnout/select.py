@@ -9,23 +9,28 @@ import torch
 from torch import Tensor
 
 
+BELOW = 0.01  # of a step between ranks
+
+
 def threshold(score: Tensor, level: float | Tensor) -> Tensor:
     """1 where the score passes the level (strictly), else 0."""
     return (score > level).to(score.dtype)
 
 
 def rank(value: Tensor, dim: int = -1, valid: Tensor | None = None) -> Tensor:
-    """1 for the largest, falling in equal steps to 1 / n; ties to the first; 0 where not ``valid``.
+    """Nearly 1 for the largest, falling in equal steps to nearly 1 / n; ties to the first; 0 where
+    not ``valid``.
 
-    What passes a level of 1 - k / n are the k largest, so top-k is a threshold on the rank.
+    What passes a level of 1 - k / n are the k largest, so top-k is a threshold on the rank. Ranks
+    lie a hundredth of a step below such levels, or rounding would decide.
     """
     if valid is not None:
         value = value.masked_fill(~valid, -torch.inf)
     place = value.argsort(dim=dim, descending=True, stable=True).argsort(dim=dim)
     if valid is None:
-        return 1.0 - place / value.shape[dim]
+        return 1.0 - (place + BELOW) / value.shape[dim]
     count = valid.sum(dim, keepdim=True).clamp_min(1)
-    return (1.0 - place / count).masked_fill(~valid, 0.0)
+    return (1.0 - (place + BELOW) / count).masked_fill(~valid, 0.0)
 
 
 def sample(probability: Tensor, uniform: Tensor) -> Tensor:

@@ -125,6 +125,8 @@ class GateRouter(Router):
         else:
             if self.spread is not None and flow.training:
                 spread_BTU = F.softplus(self.spread[name](state_BTD))
+                if config.granularity == "batch":
+                    spread_BTU = spread_BTU.mean(0, keepdim=True).expand_as(spread_BTU)
                 logit_BTU = logit_BTU + spread_BTU * self._normal(site, hidden_BTD, flow)
                 chance_BTU = logit_BTU.sigmoid()
             score_BTU = self._rank(site, logit_BTU.detach(), flow)
@@ -181,7 +183,7 @@ class GateRouter(Router):
     def _rank_level(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> float | Tensor:
         """The rank above which units are kept: fixed, from the dial, or drawn for each sequence."""
         if self.config.top is not None:
-            return 1 - (self.config.top - 0.5) / site.units  # between two ranks
+            return 1 - self.config.top / site.units
         if not flow.training:
             return self.level(flow.budget)
         draw_B = flow.uniform_B(hidden_BTD.shape[0], hidden_BTD.device, 10)
