@@ -66,8 +66,9 @@ def _write(
     parts = {"validation": [train[i] for i in order[:VALIDATION]], "test": test}
     parts["train"] = [train[i] for i in order[VALIDATION:]]
     if quick:
-        parts["train"] = parts["train"][:1500]
-        parts["test"] = test[:: max(1, len(test) // 600)]
+        parts["train"] = parts["train"][:1200]
+        parts["validation"] = parts["validation"][:300]
+        parts["test"] = test[:: max(1, len(test) // 400)]
     out.mkdir(parents=True, exist_ok=True)
     task: dict[str, Any] = {"kind": "classification", "max_length": max_length, "seed": seed}
     for split, rows in parts.items():
