@@ -112,8 +112,9 @@ def _write(
     parts = {"validation": [train[i] for i in order[:VALIDATION]], "test": test}
     parts["train"] = [train[i] for i in order[VALIDATION:]]
     if quick:
-        parts["train"] = parts["train"][:1500]
-        parts["test"] = test[:: max(1, len(test) // 600)]
+        parts["train"] = parts["train"][:1200]
+        parts["validation"] = parts["validation"][:300]
+        parts["test"] = test[:: max(1, len(test) // 400)]
     return _files(parts, out, seed, max_length)
 
 

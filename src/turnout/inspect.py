@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from transformers import AutoModel, PreTrainedModel
 
-from turnout.errors import UserError
+from turnout.errors import UserError, first_line
 from turnout.files import read_json
 from turnout.hosts.attach import blocks_of, find_family, site_of
 from turnout.route import Site, SiteKind
@@ -44,8 +44,9 @@ def inspect_model(name: str) -> Group:
     try:
         model = _empty(config)
     except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"model: {name}: no model fits its config.json: {reason}") from None
+        raise UserError(
+            f"model: {name}: no model fits its config.json: {first_line(error)}"
+        ) from None
     family = find_family(model)
     sites = [
         site_of(view, kind)

@@ -82,9 +82,8 @@ class RandomJumpRouter(Router):
         if budget < (floor := _share(chance, 1.0, lead)):
             warnings.warn(
                 f"random-jump runs at least {floor:.2f} of its {depth - lead} layers on average, "
-                "which is "
-                f"more than the budget of {budget:g}: every layer jumps. Use random-skip to spend "
-                "less",
+                f"which is more than the budget of {budget:g}: every layer jumps. Use random-skip "
+                "to spend less",
                 stacklevel=2,
             )
             return 1.0

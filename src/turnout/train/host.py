@@ -10,7 +10,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from turnout.demo.data import host_path
-from turnout.errors import UserError
+from turnout.errors import UserError, first_line
 from turnout.files import nearest
 from turnout.tasks.base import Task
 from turnout.tasks.ner import NERTask
@@ -149,7 +149,7 @@ def _check_report(
 
 
 def _absent(name: str, source: str, error: Exception) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     if Path(source).is_dir():
         return UserError(f"model: {name}: cannot be loaded from {source}: {reason}")
     return UserError(

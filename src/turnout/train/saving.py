@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from turnout.errors import UserError
+from turnout.errors import UserError, first_line
 from turnout.files import atomic_dir, make_folder, read_json
 from turnout.install import install
 
@@ -75,8 +75,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         with quiet_loading():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{folder}: the tokenizer cannot be loaded: {reason}") from error
+        raise UserError(f"{folder}: the tokenizer cannot be loaded: {first_line(error)}") from error
 
 
 def load(run: str | Path, **kwargs: Any) -> PreTrainedModel:
