@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from turnout.allocator import keep_memory
 from turnout.errors import UserError
 from turnout.files import read_json, write_json
 from turnout.measure import machine
@@ -99,6 +100,7 @@ def goal(value: float, at_most: float | None = None, at_least: float | None = No
 
 def main(run: Callable[[], None]) -> None:
     """Run a benchmark; a user's mistake is one line and exit code 2."""
+    keep_memory()
     try:
         run()
     except UserError as error:

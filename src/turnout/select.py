@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 BELOW = 0.01  # of a step between ranks
 
 

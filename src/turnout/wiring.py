@@ -11,7 +11,7 @@ from turnout.execute.adapters import AdapterLeaf
 from turnout.execute.block import RoutedBlock, RoutedEmbeddings
 from turnout.execute.experts import ExpertIn, ExpertOut
 from turnout.execute.handle import BlockHandle
-from turnout.execute.heads import HEAD_ROLES
+from turnout.execute.head_leaves import HEAD_ROLES
 from turnout.execute.leaves import ROLES
 from turnout.execute.moe import OwnExperts
 from turnout.execute.routing import Routing
@@ -51,6 +51,7 @@ def attach(
         watched.get((view.stack.name, view.layer)),
         stream,
         scopes,
+        whole_heads=view.stack.whole_heads,
     )
     for part in scopes:
         found = list(view.leaves(part))

@@ -8,25 +8,62 @@ import pytest
 import torch
 from hosts_table import BY_NAME
 from torch import Tensor
+from torch.nn import functional as F
 
 import turnout
 from turnout import UserError
-from turnout.execute.heads import HeadPlan
+from turnout.execute.heads import LONG, HeadPlan
+
+UNEQUAL = torch.tensor([[1.0, 0, 0.5], [0, 0, 0], [1, 0, 1], [1, 1, 1]])
+EQUAL = torch.tensor([[1.0, 0, 1], [1, 0.5, 0], [0, 1, 1], [1, 0, 1]])
+ALIKE = torch.tensor([[1.0, 0, 1]]).expand(4, -1)
+NONE = torch.zeros(4, 3)
 
 
-def test_sequences_with_the_same_heads_go_together() -> None:
-    weight = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 0, 1], [1, 1, 1]])[:, None]
-    groups = HeadPlan(weight).groups
-    found = {tuple(units.tolist()): rows for rows, units in groups}
-    assert set(found) == {(0, 2), (), (0, 1, 2)}
-    rows = found[(0, 2)]
-    assert rows is not None and rows.tolist() == [0, 2]
-    assert HeadPlan(weight[:1].expand(4, 1, 3)).groups[0][0] is None  # all alike
-
-
-def test_columns_are_those_of_the_units() -> None:
-    plan = HeadPlan(torch.ones(1, 1, 3))
+def test_slots_hold_what_runs_then_what_does_not() -> None:
+    plan = HeadPlan(UNEQUAL[:3, None], (3, 5))
+    assert plan.units_BS.tolist() == [[0, 2], [0, 1], [0, 2]]
+    assert plan.slots == 2 and plan.shared_S is None
     assert plan.columns(torch.tensor([0, 2]), 6).tolist() == [0, 1, 4, 5]
+    assert HeadPlan(NONE[:, None], (4, 5)).slots == 1  # a host cannot reshape to no heads
+
+
+@pytest.mark.parametrize("length", [5, LONG])
+@pytest.mark.parametrize("weight_BU", [UNEQUAL, EQUAL, ALIKE, NONE])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_projections_are_those_of_the_units_that_run(
+    length: int, weight_BU: Tensor, per_token: bool
+) -> None:
+    """Values and gradients of the three ways, against all of the work and a mask."""
+    torch.manual_seed(0)
+    weight_BTU = weight_BU[:, None]
+    if per_token:
+        weight_BTU = weight_BTU * (torch.rand(4, length, 3) < 0.6)
+    plan = HeadPlan(weight_BTU, (4, length))
+    x = torch.randn(4, length, 8, dtype=torch.double, requires_grad=True)
+    weight = torch.randn(6, 8, dtype=torch.double, requires_grad=True)
+    back = torch.randn(8, 6, dtype=torch.double, requires_grad=True)
+    bias = torch.randn(6, dtype=torch.double, requires_grad=True)
+
+    runs = (weight_BTU != 0).repeat_interleave(2, -1).expand(4, length, -1)
+    seen = (weight_BTU != 0).any(1, keepdim=True).repeat_interleave(2, -1).expand(4, length, -1)
+    for sparse, mask in ((True, runs), (False, seen)):
+        found = plan.widen(plan.project(x, weight, bias, sparse))
+        _same(found, F.linear(x, weight, bias) * mask, (x, weight, bias))
+    inner = torch.randn(4, length, 6, dtype=torch.double, requires_grad=True)
+    found = plan.merge(plan.take(inner), back, None)
+    _same(found, F.linear(inner * runs, back), (inner, back))
+
+
+def _same(found: Tensor, expected: Tensor, inputs: tuple[Tensor, ...]) -> None:
+    torch.testing.assert_close(found, expected)
+    grad = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, inputs, grad)
+    if found.requires_grad:
+        more = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
+        torch.testing.assert_close(torch.autograd.grad(found, inputs, grad, **more), wanted)
+    else:  # nothing runs
+        assert not any(bool(each.any()) for each in wanted)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])

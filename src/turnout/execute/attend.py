@@ -45,9 +45,8 @@ def attend(
         return sdpa_attention_forward(*inputs, **kwargs)
     if is_reference():
         out_BTHD, _ = sdpa_attention_forward(*inputs, **kwargs)
-    else:
-        out_BTHD = plan.attend(*inputs, **kwargs)
-    return plan.weigh(out_BTHD), None
+        return plan.weigh(out_BTHD), None
+    return plan.attend(*inputs, **kwargs), None
 
 
 def _note(

@@ -27,6 +27,7 @@ class BlockHandle:
 
     must_enter: the block returns more than the hidden state, so it runs even with no rows.
     hide: skipped tokens are removed from attention. watch: whose attention a router must see.
+    whole_heads: attention needs projections in full width, whatever heads run.
     bottleneck: the adapters after the block, where it has such. copies: its experts stand in place
     of the host's network; averages: with weights that are scaled to add up to 1.
     """
@@ -44,3 +45,4 @@ class BlockHandle:
     bottleneck: BottleneckBank | None = None
     copies: bool = False
     averages: bool = False
+    whole_heads: bool = False

@@ -1,10 +1,11 @@
 """Attention with some of its heads: projections are sliced, so a skipped head is not computed.
 
 A unit is a group of query heads that share a key and value head (one head where each has its own).
-Its columns of the query, key and value projections, its attention, and its rows of the output
-projection are computed for the sequences that keep it; sequences that keep the same units are
-computed together. Where tokens choose for themselves, queries and outputs are computed token by
-token, keys and values for the sequences in which any token attends.
+Between the projections the host sees only as many heads as run: those of a sequence stand side by
+side in S slots. Where all sequences keep the same units, slices of the matrices are multiplied;
+where each keeps its own, either each sequence meets its own slices (long ones), or each unit meets
+its own rows. Where tokens choose for themselves, queries and outputs are computed token by token,
+keys and values for the sequences in which any token attends.
 """
 
 from __future__ import annotations
@@ -17,20 +18,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.pytorch_utils import Conv1D
 
-from turnout.execute.leaves import RoutedLeaf
-from turnout.execute.rows import gather, scatter
-from turnout.execute.scope import is_reference
+from turnout.execute.rows import gather
+
+# Tokens of a sequence from which copying its slices of a matrix costs less than gathering its rows
+# for every unit: measured with 384 and 768 wide hosts on a CPU.
+LONG = 64
 
 
 @dataclass(eq=False)
 class HeadPlan:
     """Which units run where. weight_BTU: their weights, T = 1 where sequences choose; 0 = does
-    not run. all_keys: later tokens need keys and values of all units (a cache)."""
+    not run. shape_BT: sequences and tokens. all_keys: later tokens need keys and values of all
+    units (a cache). whole: the host expects projections in full width."""
 
     weight_BTU: Tensor
+    shape_BT: tuple[int, int]
     all_keys: bool = False
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        self._gathered: tuple[Tensor, list[Tensor]] | None = None
 
     @property
     def units(self) -> int:
@@ -48,74 +56,134 @@ class HeadPlan:
         return self.weight_BTU.detach() != 0
 
     @cached_property
-    def groups(self) -> list[tuple[Tensor | None, Tensor]]:
-        """Sequences that keep the same units, and those units; None = all sequences."""
-        sets_GU, which_B = self.active_BTU.any(1).unique(dim=0, return_inverse=True)
-        units = [row.nonzero().squeeze(1) for row in sets_GU]
-        if len(units) == 1:
-            return [(None, units[0])]
-        return [
-            ((which_B == group).nonzero().squeeze(1), found) for group, found in enumerate(units)
-        ]
+    def any_BU(self) -> Tensor:
+        """What runs for any token of a sequence."""
+        return self.active_BTU.any(1)
+
+    @cached_property
+    def shared_S(self) -> Tensor | None:
+        """The units that run, where they are the same for all sequences."""
+        if bool((self.any_BU == self.any_BU[:1]).all()):
+            return self.any_BU[0].nonzero().squeeze(1)
+        return None
+
+    @cached_property
+    def units_BS(self) -> Tensor:
+        """The unit in each slot of each sequence. A sequence with fewer than S has units that do
+        not run in its last slots."""
+        slots = int(self.any_BU.sum(1).max())
+        order_BU = self.any_BU.byte().argsort(dim=1, descending=True, stable=True)
+        return order_BU[:, :slots]
+
+    @property
+    def slots(self) -> int:
+        """S, at least 1: a host cannot reshape to no heads."""
+        return max(1, self.units_BS.shape[1])
+
+    @cached_property
+    def by_sequence(self) -> bool:
+        """Does each sequence meet its own slices: long ones, with as many units each."""
+        counts = self.any_BU.sum(1)
+        return self.shape_BT[1] >= LONG and bool((counts == counts[0]).all())
+
+    @cached_property
+    def token_pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """For each unit the tokens that run it, in (B * T), and their slots, in (B * T * S)."""
+        return self._pairs(self.active_BTU)
+
+    @cached_property
+    def sequence_pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """As ``token_pairs``, with all tokens of the sequences in which any runs the unit."""
+        return self._pairs(self.any_BU[:, None]) if self.per_token else self.token_pairs
+
+    def _pairs(self, active_BTU: Tensor) -> list[tuple[Tensor, Tensor]]:
+        batch, length = self.shape_BT
+        unit_BS = self.units_BS
+        slot_BU = torch.zeros_like(self.any_BU, dtype=torch.long)
+        slot_BU.scatter_(
+            1, unit_BS, torch.arange(unit_BS.shape[1], device=unit_BS.device).expand_as(unit_BS)
+        )
+        found = []
+        for unit, active_BT in enumerate(active_BTU.expand(batch, length, -1).unbind(-1)):
+            index_N = active_BT.flatten().nonzero().squeeze(1)
+            slot_N = slot_BU[:, unit].index_select(0, index_N // length)
+            found.append((index_N, index_N * self.slots + slot_N))
+        return found
 
     def columns(self, units: Tensor, width: int) -> Tensor:
         """Places of units in a dimension of ``width``."""
         each = width // self.units
-        return (units[:, None] * each + torch.arange(each, device=units.device)).flatten()
+        return (units[..., None] * each + torch.arange(each, device=units.device)).flatten(-2)
 
     def project(self, x_BTD: Tensor, weight: Tensor, bias: Tensor | None, sparse: bool) -> Tensor:
-        """Columns of a projection (out, in) for the units that run, zeros elsewhere. sparse: token
-        by token, where tokens choose."""
-        if sparse and self.per_token:
-            return self._project_tokens(x_BTD, weight, bias)
-        shape, out = (*x_BTD.shape[:2], len(weight)), None
-        for rows, units in self.groups:
-            if len(units) == self.units and rows is None:
+        """Columns of a projection (out, in) for the units that run. sparse: token by token, where
+        tokens choose."""
+        shared, tokens = self.shared_S, sparse and self.per_token
+        if shared is not None and not len(shared):
+            return x_BTD.new_zeros(*x_BTD.shape[:2], len(weight) // self.units)
+        if shared is not None and not tokens:
+            if len(shared) == self.units:
                 return F.linear(x_BTD, weight, bias)
-            at = self.columns(units, len(weight))
-            x = x_BTD if rows is None else x_BTD.index_select(0, rows)
-            found = F.linear(x, weight[at], None if bias is None else bias[at])
-            wide = found.new_zeros(*found.shape[:2], len(weight)).index_copy(2, at, found)
-            out = _put(out, wide, rows, shape)
-        return x_BTD.new_zeros(shape) if out is None else out
+            at = self.columns(shared, len(weight))
+            return F.linear(x_BTD, weight[at], None if bias is None else bias[at])
+        if not tokens and self.by_sequence:
+            own = self._slices(weight).transpose(1, 2)
+            if bias is None:
+                return torch.bmm(x_BTD, own)
+            return torch.baddbmm(self._slices(bias)[:, None], x_BTD, own)
+        return self._project_rows(x_BTD, weight, bias, tokens)
 
-    def _project_tokens(self, x_BTD: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        pieces = []
-        for unit, part in enumerate(weight.chunk(self.units)):
-            own = None if bias is None else bias.chunk(self.units)[unit]
-            index = self.active_BTU[:, :, unit].flatten().nonzero().squeeze(1)
-            pieces.append(scatter(F.linear(gather(x_BTD, index), part, own), index, x_BTD))
-        return torch.cat(pieces, -1)
+    def _slices(self, weight: Tensor) -> Tensor:
+        """(U * E, ...) to the slices of each sequence, (B, S * E, ...)."""
+        parts = weight.unflatten(0, (self.units, -1))
+        own = parts.index_select(0, self.units_BS.flatten())
+        return own.reshape(self.units_BS.shape[0], -1, *weight.shape[1:])
 
-    def merge(self, x_BTD: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The output projection (out, in) of what the units that run found."""
-        if self.per_token:
-            return self._merge_tokens(x_BTD, weight, bias)
-        shape, out = (*x_BTD.shape[:2], len(weight)), None
-        for rows, units in self.groups:
-            if len(units) == self.units and rows is None:
-                return F.linear(x_BTD, weight, bias)
-            at = self.columns(units, weight.shape[1])
-            x = x_BTD if rows is None else x_BTD.index_select(0, rows)
-            found = F.linear(x.index_select(2, at), weight[:, at], bias)
-            out = _put(out, found, rows, shape)
-        return x_BTD.new_zeros(shape) if out is None else out
+    def _project_rows(
+        self, x_BTD: Tensor, weight: Tensor, bias: Tensor | None, tokens: bool
+    ) -> Tensor:
+        pairs = self.token_pairs if tokens else self.sequence_pairs
+        biases = [None] * self.units if bias is None else bias.chunk(self.units)
+        parts = zip(self._rows(x_BTD, pairs), weight.chunk(self.units), biases, strict=True)
+        found_PE = torch.cat([F.linear(*part) for part in parts])
+        batch, length = self.shape_BT
+        full = found_PE.new_zeros(batch * length * self.slots, found_PE.shape[1])
+        return full.index_copy(0, torch.cat([at for _, at in pairs]), found_PE).view(
+            batch, length, -1
+        )
 
-    def _merge_tokens(self, x_BTD: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        out = x_BTD.new_zeros(*x_BTD.shape[:2], len(weight))
-        if bias is not None:
-            out = out + bias
-        x_parts, w_parts = x_BTD.chunk(self.units, -1), weight.chunk(self.units, 1)
-        for unit, (x, part) in enumerate(zip(x_parts, w_parts, strict=True)):
-            index = self.active_BTU[:, :, unit].flatten().nonzero().squeeze(1)
-            out = out + scatter(F.linear(gather(x, index), part), index, x_BTD)
-        return out
+    def _rows(self, x_BTD: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """The rows of each unit; keys and values (and queries of sequences) share them."""
+        shares = pairs is self.sequence_pairs
+        if shares and self._gathered is not None and self._gathered[0] is x_BTD:
+            return self._gathered[1]
+        rows = [gather(x_BTD, index_N) for index_N, _ in pairs]
+        if shares:
+            self._gathered = x_BTD, rows
+        return rows
 
-    def weigh(self, out_BTHD: Tensor) -> Tensor:
-        """What heads found, times the weights of their units."""
-        each = out_BTHD.shape[2] // self.units
-        weight_BTH = self.weight_BTU.repeat_interleave(each, -1)
-        return out_BTHD * weight_BTH[..., None].to(out_BTHD.dtype)
+    def merge(self, x_BTC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The output projection (out, in) of what the units that run found, (B, T, S * E)."""
+        shared = self.shared_S
+        if shared is not None and not self.per_token and len(shared):
+            if len(shared) == self.units:
+                return F.linear(x_BTC, weight, bias)
+            return F.linear(x_BTC, weight[:, self.columns(shared, weight.shape[1])], bias)
+        if not self.per_token and shared is None and self.by_sequence:
+            own = self._slices(weight.t().contiguous())
+            return torch.bmm(x_BTC, own) if bias is None else torch.baddbmm(bias, x_BTC, own)
+        rows = x_BTC.reshape(x_BTC.shape[0] * x_BTC.shape[1] * self.slots, -1)
+        out: Tensor | None = None
+        for (index_N, place_N), part in zip(
+            self.token_pairs, weight.chunk(self.units, 1), strict=True
+        ):
+            found_ND = F.linear(rows.index_select(0, place_N), part)
+            if out is None:
+                out = found_ND.new_zeros(len(rows) // self.slots, len(weight))
+            out.index_add_(0, index_N, found_ND)
+        assert out is not None
+        out = out.view(*x_BTC.shape[:2], -1)
+        return out if bias is None else out + bias
 
     def attend(
         self,
@@ -126,116 +194,88 @@ class HeadPlan:
         mask: Tensor | None,
         **kwargs: Any,
     ) -> Tensor:
-        """Attention (B, T, H, D) of the units that run, zeros elsewhere."""
-        batch, heads, length, width = query_BHTD.shape
+        """Weighted attention (B, T, H, D) of the heads in the slots."""
+        slots = self.units_BS.shape[1]
+        if not slots:
+            heads = query_BHTD.shape[1] // (self.units if self.whole else 1)
+            return torch.zeros_like(query_BHTD[:, :heads]).transpose(1, 2)
+        if self.whole:
+            query_BHTD = self._pick(query_BHTD)
+        if self.whole or self.all_keys:
+            key_BGTD, value_BGTD = self._pick(key_BGTD), self._pick(value_BGTD)
         bias = kwargs.pop("position_bias", None)
-        out = query_BHTD.new_zeros(batch, length, heads, width)
-        for rows, units in self.groups:
-            if not len(units):
+        mask, bias = (None if value is None else self._pick(value) for value in (mask, bias))
+        out_BTHD = None
+        for rows, units in self._by_count():
+            query, key, value, own, own_bias = (
+                None if each is None else _cut(each, rows, slots, units)
+                for each in (query_BHTD, key_BGTD, value_BGTD, mask, bias)
+            )
+            more = {} if own_bias is None else {"position_bias": own_bias}
+            found, _ = sdpa_attention_forward(module, query, key, value, own, **kwargs, **more)
+            if rows is None:
+                out_BTHD = found
                 continue
-            at = self.columns(units, heads)
-            more: dict[str, Any] = (
-                {} if bias is None else {"position_bias": _pick(bias, rows, at, batch, heads)}
-            )
-            found, _ = sdpa_attention_forward(
-                module,
-                _pick(query_BHTD, rows, at, batch, heads),
-                _pick(key_BGTD, rows, units, batch, self.units),
-                _pick(value_BGTD, rows, units, batch, self.units),
-                None if mask is None else _pick(mask, rows, at, batch, heads),
-                **kwargs,
-                **more,
-            )
-            wide = found.new_zeros(len(found), length, heads, width).index_copy(2, at, found)
-            out = wide if rows is None else out.index_copy(0, rows, wide)
-        return out
+            if out_BTHD is None:
+                batch, heads, length, _ = query_BHTD.shape
+                out_BTHD = found.new_zeros(batch, length, heads, found.shape[-1])
+            out_BTHD[rows, :, : found.shape[2]] = found
+        assert out_BTHD is not None
+        weight = self.weight_BTU
+        if not weight.requires_grad and bool(((weight == 0) | (weight == 1)).all()):
+            return out_BTHD  # what does not run is not merged
+        return self._weigh(out_BTHD, self.take(weight))
+
+    def _by_count(self) -> list[tuple[Tensor | None, int]]:
+        """Sequences with as many units, and how many; None = all sequences."""
+        counts_B = self.any_BU.sum(1)
+        found = [int(count) for count in counts_B.unique()]
+        if len(found) == 1:
+            return [(None, found[0])]
+        return [((counts_B == count).nonzero().squeeze(1), count) for count in found if count]
+
+    def weigh(self, out_BTHD: Tensor) -> Tensor:
+        """What all heads of the host found, times the weights of their units."""
+        return self._weigh(out_BTHD, self.weight_BTU)
+
+    def _weigh(self, out_BTHD: Tensor, weight_BTS: Tensor) -> Tensor:
+        each = out_BTHD.shape[2] // weight_BTS.shape[-1]
+        weight_BTH = weight_BTS.repeat_interleave(each, -1)
+        return out_BTHD * weight_BTH[..., None].to(out_BTHD.dtype)
+
+    def take(self, full: Tensor) -> Tensor:
+        """What stands in the slots, (B, T, S * E), of all units' (B|1, T, U * E)."""
+        at_BC = self.columns(self.units_BS, full.shape[-1])
+        if not at_BC.shape[1]:
+            return full.new_zeros(*full.shape[:2], full.shape[-1] // self.units)
+        full = full.expand(len(at_BC), -1, -1)
+        return full.gather(2, at_BC[:, None].expand(-1, full.shape[1], -1))
+
+    def widen(self, x_BTC: Tensor) -> Tensor:
+        """From the slots to all units, zeros where they do not run."""
+        width = x_BTC.shape[-1] // self.slots * self.units
+        full = x_BTC.new_zeros(*x_BTC.shape[:2], width)
+        at_BC = self.columns(self.units_BS, width)
+        if not at_BC.shape[1]:
+            return full
+        return full.scatter(2, at_BC[:, None].expand_as(x_BTC), x_BTC)
+
+    def _pick(self, value: Tensor) -> Tensor:
+        """The heads in the slots, of (1|B, 1|H, ...)."""
+        shared = self.shared_S
+        if value.shape[1] == 1 or (shared is not None and len(shared) == self.units):
+            return value
+        if shared is not None:
+            return value.index_select(1, self.columns(shared, value.shape[1]))
+        at_BH = self.columns(self.units_BS, value.shape[1])
+        each_B1 = torch.arange(len(at_BH), device=value.device)[:, None]
+        return value.expand(len(at_BH), *value.shape[1:])[each_B1, at_BH]
 
 
-def _put(out: Tensor | None, found: Tensor, rows: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-    """What some sequences found (None = all), put with the others; in the format it came in, which
-    under autocast is not that of the input."""
+def _cut(value: Tensor, rows: Tensor | None, slots: int, units: int) -> Tensor:
+    """The first units' heads for some sequences, of (1|B, 1|H, ...) with H heads in S slots."""
     if rows is None:
-        return found
-    base = found.new_zeros(shape) if out is None else out
-    return base.index_copy(0, rows, found)
-
-
-def _pick(value: Tensor, rows: Tensor | None, at: Tensor, batch: int, heads: int) -> Tensor:
-    """Some sequences and heads of (1|B, 1|H, ...)."""
-    if rows is not None and value.shape[0] == batch and batch > 1:
+        return value
+    if value.shape[0] > 1:
         value = value.index_select(0, rows)
-    if value.shape[1] == heads and heads > 1 and len(at) < heads:
-        value = value.index_select(1, at)
-    return value
-
-
-class HeadLeaf(RoutedLeaf):
-    """Base of the projections of a block whose heads are routed."""
-
-    def _matrix(self) -> tuple[Tensor, Tensor | None] | None:
-        """Weight (out, in) and bias; None where a plan cannot slice them (reference, adapters)."""
-        plain = isinstance(self, nn.Linear | Conv1D)
-        if self._turnout_scope.heads is None or is_reference() or not plain:
-            return None
-        host: Any = self
-        return (host.weight.t() if isinstance(self, Conv1D) else host.weight), host.bias
-
-
-class HeadQuery(HeadLeaf):
-    """Query projection."""
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        found, plan = self._matrix(), self._turnout_scope.heads
-        if found is None or plan is None:
-            return super().forward(x_BTD)
-        return plan.project(x_BTD, *found, sparse=True)
-
-
-class HeadVisible(HeadLeaf):
-    """Key or value projection."""
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        found, plan = self._matrix(), self._turnout_scope.heads
-        if found is None or plan is None or plan.all_keys:
-            return super().forward(x_BTD)
-        return plan.project(x_BTD, *found, sparse=False)
-
-
-class HeadFused(HeadLeaf):
-    """Query, key and value in one matrix, in this order."""
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        found, plan = self._matrix(), self._turnout_scope.heads
-        if found is None or plan is None:
-            return super().forward(x_BTD)
-        weight, bias = found
-        biases = (None, None, None) if bias is None else bias.chunk(3)
-        parts = list(zip(weight.chunk(3), biases, strict=True))
-        query = plan.project(x_BTD, *parts[0], sparse=True)
-        if plan.all_keys:
-            rest = [F.linear(x_BTD, *part) for part in parts[1:]]
-        else:
-            rest = [plan.project(x_BTD, *part, sparse=False) for part in parts[1:]]
-        return torch.cat([query, *rest], -1)
-
-
-class HeadMerge(HeadLeaf):
-    """Output projection. Rows outside of the scope give zeros, as a change of nothing."""
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        found, scope = self._matrix(), self._turnout_scope
-        if found is None or scope.heads is None:
-            out = super().forward(x_BTD)
-        else:
-            out = scope.heads.merge(x_BTD, *found)
-        if scope.index_N is None:
-            return out
-        return scatter(gather(out, scope.index_N), scope.index_N, out)
-
-
-HEAD_ROLES: dict[str, type[RoutedLeaf]] = {
-    "query": HeadQuery,
-    "visible": HeadVisible,
-    "fused": HeadFused,
-    "merge": HeadMerge,
-}
+    return value if value.shape[1] == 1 else value[:, : value.shape[1] // slots * units]

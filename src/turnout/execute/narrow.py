@@ -137,7 +137,10 @@ class Narrowed:
                 if kind == "attention" and handle.hide:
                     args, kwargs = hide_keys(args, kwargs, mine(active_BT), x_BTD)
             if self.heads is not None:
-                handle.scopes["attention"].heads = HeadPlan(mine(self._heads_BTU()), cached)
+                shape_BT = x_BTD.shape[0], x_BTD.shape[1]
+                weight_BTU = mine(self._heads_BTU()).expand(shape_BT[0], -1, -1)
+                plan = HeadPlan(weight_BTU, shape_BT, cached, handle.whole_heads)
+                handle.scopes["attention"].heads = plan
             if self.experts is not None:
                 weight_BTE = mine(self.experts.weight_BTU)
                 if handle.averages:

@@ -133,6 +133,7 @@ register_family(
                 name="decoder",
                 blocks="h",
                 attention=leaves(fused="attn.c_attn", delta="attn.c_proj"),
+                whole_heads=True,
                 ffn=leaves(delta="mlp"),
                 hideable=False,
                 neurons=Neurons(("mlp.c_fc",), "mlp.c_proj"),

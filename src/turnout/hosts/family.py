@@ -63,7 +63,8 @@ class Stack:
     enters the first block, so that a span that brings its own state need not embed ("" = none).
     merge: path of attention's output projection in a block ("" = the ``delta`` leaf). heads:
     config field with the number of query heads; ``num_key_value_heads`` is read beside it ("" = no
-    head can be skipped by itself).
+    head can be skipped by itself). whole_heads: attention takes a fused projection apart at fixed
+    places, so it must come in full width.
     neurons: the linear layers of the feed-forward network, for hosts whose ffn can be split.
     experts: path in a block of experts that the host has by itself; of a block without them, the
     neurons count.
@@ -81,6 +82,7 @@ class Stack:
     embeddings: str = ""
     merge: str = ""
     heads: str = "num_attention_heads"
+    whole_heads: bool = False
     neurons: Neurons | None = None
     experts: str = ""
 
