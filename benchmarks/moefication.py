@@ -121,7 +121,7 @@ def times(dense: Any, arms: dict[str, Any], inputs: dict[str, Tensor], rounds: i
 def minilm(benchmark: Benchmark, seed: int) -> Iterator[Row]:
     """Arms on AG News."""
     quick = "-quick" if benchmark.quick else ""
-    name = f"moefication-{seed}{quick}"
+    name = f"ag_news-{seed}{quick}"
     fields = ag_news(benchmark.folder("ag_news"), WORK / f"{name}-data", seed, benchmark.quick)
     config = TrainConfig(
         epochs=1.0 if benchmark.quick else 2.0,
@@ -132,7 +132,7 @@ def minilm(benchmark: Benchmark, seed: int) -> Iterator[Row]:
         anneal=0.0,
         seed=seed,
     )
-    study, dense = dense_host(fields, config, name, benchmark.fresh)
+    study, dense = dense_host(fields, config, name)
 
     def change(arm: str, model: Any) -> Any:
         set_seed(seed)
@@ -152,7 +152,7 @@ def minilm(benchmark: Benchmark, seed: int) -> Iterator[Row]:
             lambda model, arm=arm: change(arm, model),
             study,
             config.model_copy(update={"learning_rate": 1e-4}),
-            WORK / name / arm,
+            WORK / f"moefication-{seed}{quick}" / arm,
             title=arm,
         )
     for model in models.values():

@@ -231,7 +231,7 @@ def shift_rows(
 
 
 def frontier_rows(
-    benchmark: Benchmark, fields: dict[str, Any], seed: int, out: Path
+    benchmark: Benchmark, fields: dict[str, Any], seed: int, out: Path, dense: Path
 ) -> Iterator[Row]:
     """Policy and gate on the frozen host, measured in one run."""
     config = settings(benchmark, seed)
@@ -250,7 +250,7 @@ def frontier_rows(
         }
     )
     contest.CONTENDERS["gate-held"] = {"kind": "gate", "hold_first": POLICY["hold_first"]}
-    results = contest.compare(recipe, [contest.OWN, "gate-held"], out / "frontier")
+    results = contest.compare(recipe, [contest.OWN, "gate-held"], out / "frontier", dense=dense)
     for arm in results.arms:
         yield {
             "part": "frontier",
@@ -266,17 +266,16 @@ def frontier_rows(
 def run() -> None:
     benchmark = Benchmark("policy", "a policy learns from rewards, and within bounds", (0, 1, 2))
     for seed in benchmark.seeds:
-        out = WORK / f"policy-{seed}{'-quick' if benchmark.quick else ''}"
-        fields = ag_news(
-            benchmark.folder("ag_news"), out.with_name(f"{out.name}-data"), seed, benchmark.quick
-        )
-        study, dense = dense_host(fields, settings(benchmark, seed), out.name, benchmark.fresh)
+        end = f"-{seed}{'-quick' if benchmark.quick else ''}"
+        out, name = WORK / f"policy{end}", f"ag_news{end}"
+        fields = ag_news(benchmark.folder("ag_news"), WORK / f"{name}-data", seed, benchmark.quick)
+        study, dense = dense_host(fields, settings(benchmark, seed), name)
         if benchmark.find(part="curve", seed=seed) is None:
             benchmark.add([curve_row(dense, study, benchmark, seed, out)])
         if benchmark.find(part="attack", seed=seed) is None:
             benchmark.add(shift_rows(dense, study, benchmark, seed, out))
         if benchmark.find(part="frontier", seed=seed) is None:
-            benchmark.add(frontier_rows(benchmark, fields, seed, out))
+            benchmark.add(frontier_rows(benchmark, fields, seed, out, WORK / name / "dense"))
     benchmark.finish(verdict(benchmark))
 
 

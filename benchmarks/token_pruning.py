@@ -1,13 +1,14 @@
 """Token pruning by attention on AG News: within a point of dense at 1.9x measured speed or better.
 
 Tokens that the layer before did not attend to are removed (learned token pruning, PoWER-BERT), on
-the same host, data and steps as the cut models beside it.
+the same host, data and steps as the cut models beside it, which are those of `classification`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import classification
 from common import Benchmark, main
 from datasets_here import ag_news
 from frontier_claim import WORK, arms_of, gain_at, loss_at
@@ -18,25 +19,13 @@ NAME = "ag_news-pruned"
 
 def recipe(task: dict[str, Any], seed: int, quick: bool) -> Any:
     """Top-k by attention received from all tokens; training keeps another share each time."""
-    return {
-        "task": task,
-        "routers": [
-            {"kind": "token-attention", "keep": "top-k", "received": "all", "visible": False}
-        ],
-        "train": {
-            "epochs": 1.0 if quick else 2.0,
-            "dropout": 0.0,
-            "freeze": "embeddings",
-            "learning_rate": 2e-4,
-            "seed": seed,
-        },
-        "measure": {
-            "budgets": BUDGETS[::2] if quick else BUDGETS,
-            "static": ["first-3"] if quick else ["first-2", "first-3", "first-4"],
-            "repeats": 3 if quick else 7,
-            "time_examples": 960,
-        },
-    }
+    made = classification.recipe(task, classification.EPOCHS["ag_news"], seed, quick)
+    made["routers"] = [
+        {"kind": "token-attention", "keep": "top-k", "received": "all", "visible": False}
+    ]
+    made["measure"]["budgets"] = BUDGETS[::2] if quick else BUDGETS
+    made["measure"]["static"] = ["first-3"] if quick else ["first-2", "first-3", "first-4"]
+    return made
 
 
 def run() -> None:
@@ -46,7 +35,7 @@ def run() -> None:
     for seed in benchmark.seeds:
         files = WORK / f"{NAME}-{seed}{'-quick' if benchmark.quick else ''}-data"
         task = ag_news(benchmark.folder("ag_news"), files, seed, benchmark.quick)
-        arms_of(benchmark, NAME, seed, recipe(task, seed, benchmark.quick))
+        arms_of(benchmark, NAME, seed, recipe(task, seed, benchmark.quick), like="ag_news")
     verdict = {
         "points lost to dense at 1.9x": loss_at(benchmark, NAME, "accuracy", 1.9, at_most=1.0)
     }

@@ -54,16 +54,12 @@ def study(fields: dict[str, Any]) -> tuple[Study, PreTrainedModel]:
     return Study(task, data, raw, test, np.asarray(task.references(raw["test"]))), model
 
 
-def dense_host(
-    fields: dict[str, Any], config: TrainConfig, name: str, fresh: bool
-) -> tuple[Study, Any]:
-    """A task and the host trained for it, from benchmarks/work where it was trained before, unless
-    ``fresh``."""
-    if fresh:
-        shutil.rmtree(WORK / name, ignore_errors=True)
+def dense_host(fields: dict[str, Any], config: TrainConfig, name: str) -> tuple[Study, Any]:
+    """A task and the host trained for it, in the run ``name`` of benchmarks/work: from before, by
+    whatever benchmark has the same name, data and settings, or trained now."""
+    folder = WORK / name / "dense"
     set_seed(config.seed)
     made, model = study(fields)
-    folder = WORK / name / "dense"
     if folder.is_dir():
         return made, load_host(folder).eval()
     fit(model, made.data, config, ObjectivesConfig(), WORK / name / "steps", title="dense host")

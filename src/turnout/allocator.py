@@ -1,10 +1,9 @@
 """Keep freed memory in the process: the allocator of Linux gives large tensors back at once.
 
-A forward pass allocates the same large tensors again and again. glibc returns those
-above 32 MB to the kernel when they are freed, which must then clear every page anew: 5 to 35 % of a
-training step on a CPU.
-For processes that are our own (command line, benchmarks); a library does not decide this. In a
-script of yours, call ``turnout.allocator.keep_memory()`` before the first model is loaded.
+A forward pass allocates the same large tensors again and again. glibc returns those above 32 MB to
+the kernel when they are freed, which must then clear every page anew: 5 to 35 % of a training step
+on a CPU. For processes that are our own (command line, benchmarks); a library does not decide
+this. In a script of yours, call ``turnout.allocator.keep_memory()`` before the first model.
 """
 
 from __future__ import annotations

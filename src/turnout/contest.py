@@ -68,14 +68,16 @@ def compare(
     names: Sequence[str],
     out: str | Path,
     *,
+    dense: Path | None = None,
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> Results:
     """Train one routed model a contender from the same dense host, and measure all in one run.
 
-    names: of CONTENDERS; ``recipe`` is the recipe's own routers; ``all`` is every one. Leaves a run
-    folder a contender in ``out``, beside results.json, report.html and comparison.json. Started
-    again, it goes on. Raises UserError for an unknown name, and whatever training raises.
+    names: of CONTENDERS; ``recipe`` is the recipe's own routers; ``all`` is every one. dense: a
+    host that was trained before, as of ``train``. Leaves a run folder a contender in ``out``,
+    beside results.json, report.html and comparison.json. Started again, it goes on. Raises
+    UserError for an unknown name, and whatever training raises.
     """
     out = make_folder(Path(out))
     wanted = _suited(recipe, chosen(names), "all" in names, say)
@@ -83,9 +85,12 @@ def compare(
     first: Run | None = None
     for name in wanted:
         say(f"== {name}")
-        dense = None if first is None else first.dense
         runs[name] = train(
-            with_router(recipe, name), out / name, dense=dense, say=say, progress=progress
+            with_router(recipe, name),
+            out / name,
+            dense=dense if first is None else first.dense,
+            say=say,
+            progress=progress,
         )
         first = first or runs[name]
     assert first is not None

@@ -19,6 +19,7 @@ from turnout import UserError
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False"),  # GPT-2's Conv1D
+    pytest.mark.filterwarnings("ignore:The following rank_pattern keys"),  # PEFT's own, of mixtures
 ]
 
 

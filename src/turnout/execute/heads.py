@@ -207,12 +207,16 @@ class HeadPlan:
         mask, bias = (None if value is None else self._pick(value) for value in (mask, bias))
         out_BTHD = None
         for rows, units in self._by_count():
-            query, key, value, own, own_bias = (
-                None if each is None else _cut(each, rows, slots, units)
-                for each in (query_BHTD, key_BGTD, value_BGTD, mask, bias)
+            if bias is not None:
+                kwargs["position_bias"] = _cut(bias, rows, slots, units)
+            found, _ = sdpa_attention_forward(
+                module,
+                _cut(query_BHTD, rows, slots, units),
+                _cut(key_BGTD, rows, slots, units),
+                _cut(value_BGTD, rows, slots, units),
+                None if mask is None else _cut(mask, rows, slots, units),
+                **kwargs,
             )
-            more = {} if own_bias is None else {"position_bias": own_bias}
-            found, _ = sdpa_attention_forward(module, query, key, value, own, **kwargs, **more)
             if rows is None:
                 out_BTHD = found
                 continue

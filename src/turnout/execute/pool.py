@@ -81,9 +81,9 @@ def predict_bulk(
     sites = () if routing is None else routing.sites
     use = {site.key: meter.sites.get(site.key, 0.0) / max(1, len(rows)) for site in sites}
     share = meter.spent / meter.whole if meter.whole else 1.0
-    return BulkResult(
-        logits if answers else [], meter.units, use, share, meter.whole - meter.added - meter.spent
-    )  # type: ignore[arg-type]
+    found: Any = logits if answers else []
+    saved = meter.whole - meter.added - meter.spent
+    return BulkResult(found, meter.units, use, share, saved)
 
 
 def _windows(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:

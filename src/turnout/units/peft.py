@@ -177,7 +177,9 @@ def _check_rest(model: PreTrainedModel, loras: Sequence[Lora], head: int | None)
                 "which one model can hold once: name the checkpoint to take it from, as head=0"
             )
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    for name, value in (loras[head].rest if head is not None else {}).items():
+    if head is None:
+        return
+    for name, value in loras[head].rest.items():
         if shapes.get(name) != tuple(value.shape):
             raise UserError(
                 f"{loras[head].folder}: {name} {tuple(value.shape)} is no parameter of this "
