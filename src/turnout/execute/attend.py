@@ -66,6 +66,9 @@ def _note(
     if valid_BT is None:
         valid_BT = torch.ones(batch, length, dtype=torch.bool, device=query_BHQD.device)
     here_BT = valid_BT if stream.keep_B is None else valid_BT[stream.keep_B]
+    total_B1 = here_BT.sum(1, keepdim=True)
+    if stream.short is not None:
+        here_BT = stream.short.valid_BS
     asks_BT = here_BT
     index_N = handle.scopes["attention"].index_N
     if index_N is not None:  # skipped tokens ask nothing
@@ -81,6 +84,10 @@ def _note(
     query_BHQD, asks_BQ = query_BHQD.gather(2, at), asks_BT.gather(1, row_BQ)
     mask, bias = _rows(mask, row_BQ), _rows(bias, row_BQ)
     found_BT = received(query_BHQD, key_BGKD, here_BT, asks_BQ, mask, bias, scale)
+    if stream.short is not None:  # as if the tokens that were removed were there, and got nothing
+        found_BT = found_BT * total_B1 / here_BT.sum(1, keepdim=True)
+        whole_BT = found_BT.new_zeros(len(found_BT), length)
+        found_BT = whole_BT.scatter(1, stream.short.place_BS, found_BT)
     if stream.keep_B is not None:
         full_BT = found_BT.new_zeros(batch, length)
         found_BT = full_BT.index_copy(0, stream.keep_B, found_BT)

@@ -14,6 +14,7 @@ from turnout.execute.handle import BlockHandle, fills_cache
 from turnout.execute.heads import HeadPlan
 from turnout.execute.reference import pick_sequences
 from turnout.execute.scope import is_reference
+from turnout.execute.shorten import lengthen, short_of, shorten
 from turnout.route import Route
 
 
@@ -119,6 +120,12 @@ class Narrowed:
 
         try:
             handle.stream.state_BTD, handle.stream.keep_B = x_BTD, keep
+            if handle.hide and set(self.routes) == {"layer"} and not handle.must_enter:
+                assert self.layer_BT is not None
+                active_BT = mine(self._real(self.layer_BT.expand(self.x_BTD.shape[:2])))
+                out = self._short(host, x_BTD, args, kwargs, active_BT)
+                if out is not None:
+                    return out
             for kind, active_BT in self.active.items():
                 scope, own = handle.scopes[kind], self.routes.get(kind)
                 scope.check()
@@ -157,9 +164,29 @@ class Narrowed:
             ran_BT = None if self.layer_BT is None else mine(self.layer_BT)
             return add_bottleneck(handle.bottleneck, added, out, ran_BT)
         finally:
-            handle.stream.state_BTD = handle.stream.keep_B = None
+            handle.stream.state_BTD = handle.stream.keep_B = handle.stream.short = None
             for scope in handle.scopes.values():
                 scope.clear()
+
+    def _short(
+        self,
+        host: Callable[..., Any],
+        x_BTD: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        active_BT: Tensor,
+    ) -> Any:
+        """Run the host's block on shorter sequences; None where it must be packed by leaves."""
+        short = None if is_reference() else short_of(active_BT)
+        changed = None if short is None else shorten(short, x_BTD, args, kwargs)
+        if short is None or changed is None:
+            return None
+        self.handle.stream.short = short
+        x_BSD, args, kwargs = changed
+        out = host(x_BSD, *args, **kwargs)
+        hidden, *rest = out if isinstance(out, tuple) else (out,)
+        hidden = lengthen(short, hidden, x_BTD)
+        return (hidden, *rest) if rest else hidden
 
 
 def take(value: Any, keep: Tensor, batch: int) -> Any:

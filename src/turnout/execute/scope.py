@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from turnout.execute.adapters import AdapterPlan
     from turnout.execute.experts import ExpertPlan
     from turnout.execute.heads import HeadPlan
+    from turnout.execute.shorten import Short
 
 _reference: ContextVar[bool] = ContextVar("turnout_reference", default=False)
 
@@ -39,11 +40,12 @@ def is_reference() -> bool:
 @dataclass(eq=False)
 class Stream:
     """One block while it runs. state_BTD: what a post-norm leaf falls back to. flow: the pass.
-    keep_B: which sequences run, None = all."""
+    keep_B: which sequences run, None = all. short: what is left of them, None = all tokens."""
 
     state_BTD: Tensor | None = None
     flow: Flow | None = None
     keep_B: Tensor | None = None
+    short: Short | None = None
 
 
 @dataclass(eq=False)
