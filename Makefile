@@ -24,7 +24,7 @@ demo: $(VENV)/.demo
 	$(PY) -m turnout.demo $(if $(MODEL),--model "$(MODEL)")
 
 test: $(VENV)/.ready
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n auto --dist worksteal
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

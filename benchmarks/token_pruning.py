@@ -18,10 +18,10 @@ NAME = "ag_news-pruned"
 
 
 def recipe(task: dict[str, Any], seed: int, quick: bool) -> Any:
-    """Top-k by attention received from all tokens; training keeps another share each time."""
+    """Top-k by attention received from the class token; training keeps another share each time."""
     made = classification.recipe(task, classification.EPOCHS["ag_news"], seed, quick)
     made["routers"] = [
-        {"kind": "token-attention", "keep": "top-k", "received": "all", "visible": False}
+        {"kind": "token-attention", "keep": "top-k", "received": "class", "visible": False}
     ]
     made["measure"]["budgets"] = BUDGETS[::2] if quick else BUDGETS
     made["measure"]["static"] = ["first-3"] if quick else ["first-2", "first-3", "first-4"]

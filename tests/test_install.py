@@ -12,6 +12,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from hosts_table import BY_NAME
 
 import turnout
+from turnout import UserError
 from turnout.install import parse_router
 from turnout.routers.gate import GateConfig
 from turnout.routers.random_skip import RandomSkipConfig, RandomSkipRouter
@@ -224,3 +225,15 @@ def test_router_weights_lie_under_one_name_in_full_precision() -> None:
     own = {k: v for k, v in model.state_dict().items() if k.startswith("turnout.")}
     assert own and all(value.dtype == torch.float32 for value in own.values())
     assert model(**BY_NAME["bert"].inputs()).logits.dtype == torch.bfloat16
+
+
+def test_tokens_stay_where_a_mask_cannot_remove_them() -> None:
+    hides = {"kind": "gate", "granularity": "token", "visible": False}
+    host = BY_NAME["bert"].build()
+    host.config.is_decoder = True
+    with pytest.raises(UserError, match=r"config\.is_decoder is true"):
+        turnout.install(host, [hides])
+    host = BY_NAME["bert"].build()
+    host.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(UserError, match="attn_implementation='sdpa'"):
+        turnout.install(host, [hides])

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "turnout"
 # From the bottom to the top. Modules of one layer may import each other.
 LAYERS = (
-    ("_version", "errors", "files", "registry"),
+    ("_version", "allocator", "errors", "files", "registry"),
     ("route",),
     ("select", "cost", "flow"),
     ("routers", "objectives"),

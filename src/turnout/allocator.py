@@ -11,8 +11,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-# In malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD.
-_SETTINGS = {-1: 2**31 - 1, -2: 2**28, -3: 2**30}
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
 def keep_memory() -> bool:
@@ -24,4 +23,6 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return all([mallopt(name, value) for name, value in _SETTINGS.items()])
+    if not mallopt(_MMAP_THRESHOLD, 2**30) and not mallopt(_MMAP_THRESHOLD, 2**25):
+        return False  # some versions allow half of a heap at most
+    return bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_TOP_PAD, 2**28))

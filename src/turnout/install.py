@@ -68,6 +68,8 @@ def install(
     family = find_family(model)
     views = blocks_of(model, family)
     hidden = _hidden(configs, views)
+    if hidden:
+        _check_hides(model)
     built = _build(configs, views, host_shape(model), hidden)
     for view in views:
         _check_block(model, view)
@@ -213,6 +215,22 @@ def _hidden(configs: Sequence[RouterConfig], views: list[BlockView]) -> frozense
         if False in said:
             hidden.add(name)
     return frozenset(hidden)
+
+
+def _check_hides(model: PreTrainedModel) -> None:
+    """Raise UserError where tokens cannot be taken out of attention by its mask."""
+    config: Any = model.base_model.config
+    if getattr(config, "is_decoder", False) and not config.is_encoder_decoder:
+        raise UserError(
+            "visible: false removes tokens from attention: encoders only, and config.is_decoder is "
+            "true here"
+        )
+    name = config._attn_implementation
+    if name not in ("sdpa", "eager"):
+        raise UserError(
+            f"visible: false needs a mask of every pair, but {type(model).__name__} attends by "
+            f"{name!r}: load the host with attn_implementation='sdpa'"
+        )
 
 
 def _warn_of_leaks(routers: Iterable[Router], model: PreTrainedModel) -> None:

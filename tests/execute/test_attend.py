@@ -53,6 +53,28 @@ def test_received_attention_is_that_of_the_host(host: Host, whose: str) -> None:
         torch.testing.assert_close(received_BT, share_BT * count_B1, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("visible", [True, False])
+def test_a_class_token_that_was_skipped_asks_nothing(visible: bool) -> None:
+    host = BY_NAME["bert"]
+    skip = {"kind": "random-skip", "granularity": "token", "rate": 0.5, "layers": [0, 1]}
+    watch = {"kind": "token-attention", "site": "ffn", "received": "class", "layers": [1, 2]}
+    model = turnout.install(host.build(), [{**skip, "visible": visible}, watch]).eval()
+    silent = 0
+    for seed in range(6):
+        model.turnout.seed = seed
+        with torch.no_grad():
+            model(**host.inputs("none"))
+            found = watched(model)
+            route = model.turnout.current_flow().trace["encoder.0.layer"]
+            with reference_execution():
+                model(**host.inputs("none"))
+        asked_B = route.active_BT[:, 0]
+        torch.testing.assert_close(found[0], watched(model)[0])
+        assert found[0].eq(1).all(1).tolist() == (~asked_B).tolist()
+        silent += int((~asked_B).sum())
+    assert 0 < silent < 18
+
+
 @every_encoder
 def test_the_watched_function_is_the_hosts(host: Host) -> None:
     model, inputs = host.build(), host.inputs("right")

@@ -37,6 +37,20 @@ def test_what_is_left_stands_in_order_and_comes_back() -> None:
     assert (back[ACTIVE] == -1).all() and back[~ACTIVE].equal(x[~ACTIVE])
 
 
+def test_a_mask_may_be_one_row_for_all_queries() -> None:
+    short = short_of(ACTIVE)
+    assert short is not None
+    hides_first = torch.zeros(3, 1, 1, 6)
+    hides_first[..., 0] = torch.finfo(torch.float32).min
+    made = shorten(short, torch.zeros(3, 6, 1), (hides_first,), {"count": torch.tensor(3)})
+    assert made is not None
+    assert (made[1][0] < 0)[:, 0].tolist() == [
+        [[True, False, False]] * 3,
+        [[False, False, True]] * 2 + [[False, False, True]],
+        [[True, False, False]] * 3,
+    ]
+
+
 def test_batches_that_would_be_padding_are_packed_by_leaves() -> None:
     assert short_of(torch.ones(2, 4).bool()) is None  # nothing to remove
     assert short_of(torch.zeros(2, 4).bool()) is None  # nothing left

@@ -63,6 +63,9 @@ def assert_near(name: str, one: Tensor, two: Tensor) -> None:
     )
 
 
+ATTENTION = ("query", "key", "value", "output")
+
+
 def routed(host: Host, *routers: dict[str, Any]) -> PreTrainedModel:
     """A routed host in float64, where equal means equal."""
     model = host.build().double()
@@ -95,6 +98,7 @@ def test_packed_equals_reference(host: Host, site: str, granularity: str, soft: 
         ("attention", "expert"),
         ("head", "expert"),
         ("ffn", "adapter"),
+        ("head", "adapter"),
         *(("layer", other) for other in ("attention", "ffn", "head", "expert", "adapter")),
     ],
     ids="+".join,
@@ -108,6 +112,36 @@ def test_two_sites_in_one_block(host: Host, sites: tuple[str, str]) -> None:
         dict(site=two, granularity="token", soft=True, draw=1),
     )
     assert_same(run(model, host.inputs()), run(model, host.inputs(), reference=True))
+
+
+@pytest.mark.parametrize("granularity", ["sequence", "token"])
+def test_adapters_at_every_projection_of_routed_heads(host: Host, granularity: str) -> None:
+    host.has("head")
+    model = routed(
+        host,
+        dict(site="head", granularity=granularity),
+        dict(site="adapter", granularity="token", draw=1, targets=ATTENTION),
+    )
+    assert_same(run(model, host.inputs()), run(model, host.inputs(), reference=True))
+
+
+@pytest.mark.parametrize("granularity", ["sequence", "token"])
+def test_gates_of_heads_learn_from_what_runs(host: Host, granularity: str) -> None:
+    """Weights of 0 that carry a gradient, as a gate has them in training."""
+    host.has("head")
+    model = host.build().double()
+    gate = {"kind": "gate", "site": "head", "granularity": granularity, "open": 0.0}
+    turnout.install(model, [gate]).double().train()
+    model.config.apply_spec_augment = False
+    for module in model.modules():
+        for name in ("p", "dropout", "attention_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    torch.manual_seed(3)
+    packed = run(model, host.inputs())
+    assert any(name.startswith("turnout.") and grad.any() for name, grad in packed[1].items())
+    torch.manual_seed(3)
+    assert_same(packed, run(model, host.inputs(), reference=True))
 
 
 @pytest.mark.parametrize("other", ["expert", "adapter"])

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from turnout.execute.head_leaves import HeadLeaf
 from turnout.execute.leaves import FusedLeaf, RoutedLeaf, VisibleLeaf
 from turnout.execute.rows import gather
 from turnout.execute.scope import Scope, is_reference
@@ -62,7 +63,15 @@ class AdapterLeaf(RoutedLeaf):
         if index_N is not None and not packed and not seen:  # skipped rows add nothing
             ran_R1 = weight_RU.new_zeros(len(weight_RU), 1).index_fill(0, index_N, 1.0)
             weight_RU = weight_RU * ran_R1
-        return plan.add(out, x, weight_RU, lambda unit, rows: bank.change(target, unit, rows))
+
+        def change(unit: int, rows: Tensor) -> Tensor:
+            return bank.change(target, unit, rows)
+
+        if not isinstance(self, HeadLeaf) or self.heads is None:
+            return plan.add(out, x, weight_RU, change)
+        x = self.widened(self.heads, x)  # units know nothing of the slots of heads
+        none = out.new_zeros(*x.shape[:-1], bank.b[target].shape[1])
+        return out + self.narrowed(self.heads, plan.add(none, x, weight_RU, change))
 
 
 def add_bottleneck(bank: BottleneckBank, plan: AdapterPlan, out: Any, ran_BT: Tensor | None) -> Any:

@@ -67,8 +67,10 @@ def _note(
         valid_BT = torch.ones(batch, length, dtype=torch.bool, device=query_BHQD.device)
     here_BT = valid_BT if stream.keep_B is None else valid_BT[stream.keep_B]
     total_B1 = here_BT.sum(1, keepdim=True)
+    first_BT = here_BT & (here_BT.cumsum(1) == 1)
     if stream.short is not None:
         here_BT = stream.short.valid_BS
+        first_BT = first_BT.gather(1, stream.short.place_BS)
     asks_BT = here_BT
     index_N = handle.scopes["attention"].index_N
     if index_N is not None:  # skipped tokens ask nothing
@@ -76,7 +78,7 @@ def _note(
         ran[index_N] = True
         asks_BT = here_BT & ran.view_as(here_BT)
     if handle.watch == "class":
-        asks_BT = here_BT & (here_BT.cumsum(1) == 1)
+        asks_BT = asks_BT & first_BT
     most = int(asks_BT.sum(1).max()) if asks_BT.numel() else 0
     row_BQ = asks_BT.int().argsort(dim=1, descending=True, stable=True)[:, :most]
     heads, width = query_BHQD.shape[1], query_BHQD.shape[-1]
@@ -88,9 +90,14 @@ def _note(
         found_BT = found_BT * total_B1 / here_BT.sum(1, keepdim=True)
         whole_BT = found_BT.new_zeros(len(found_BT), length)
         found_BT = whole_BT.scatter(1, stream.short.place_BS, found_BT)
+    equal_BT = valid_BT.to(found_BT.dtype)  # where nobody asked, nothing is known
     if stream.keep_B is not None:
-        full_BT = found_BT.new_zeros(batch, length)
-        found_BT = full_BT.index_copy(0, stream.keep_B, found_BT)
+        found_BT = equal_BT.index_copy(0, stream.keep_B, found_BT)
+        asked_B = torch.zeros(batch, dtype=torch.bool, device=asks_BT.device)
+        asked_B = asked_B.index_copy(0, stream.keep_B, asks_BT.any(1))
+    else:
+        asked_B = asks_BT.any(1)
+    found_BT = torch.where(asked_B[:, None], found_BT, equal_BT)
     flow.memory[(f"{handle.stack}.{handle.layer}", "received")] = found_BT
 
 

@@ -178,12 +178,14 @@ class HeadPlan:
             self.token_pairs, weight.chunk(self.units, 1), strict=True
         ):
             found_ND = F.linear(rows.index_select(0, place_N), part)
-            if out is None:
-                out = found_ND.new_zeros(len(rows) // self.slots, len(weight))
-            out.index_add_(0, index_N, found_ND)
+            dtype = found_ND.dtype
+            if out is None:  # in full precision: many are added up
+                exact = torch.promote_types(dtype, torch.float32)
+                out = found_ND.new_zeros(len(rows) // self.slots, len(weight), dtype=exact)
+                out = out if bias is None else out + bias.to(exact)
+            out.index_add_(0, index_N, found_ND.to(out.dtype))
         assert out is not None
-        out = out.view(*x_BTC.shape[:2], -1)
-        return out if bias is None else out + bias
+        return out.to(dtype).view(*x_BTC.shape[:2], -1)
 
     def attend(
         self,
@@ -239,8 +241,9 @@ class HeadPlan:
         return [((counts_B == count).nonzero().squeeze(1), count) for count in found if count]
 
     def weigh(self, out_BTHD: Tensor) -> Tensor:
-        """What all heads of the host found, times the weights of their units."""
-        return self._weigh(out_BTHD, self.weight_BTU)
+        """What all heads of the host found, times the weights of their units. What does not run
+        has a gradient of nothing too."""
+        return self._weigh(out_BTHD, torch.where(self.active_BTU, self.weight_BTU, 0.0))
 
     def _weigh(self, out_BTHD: Tensor, weight_BTS: Tensor) -> Tensor:
         each = out_BTHD.shape[2] // weight_BTS.shape[-1]
@@ -263,6 +266,12 @@ class HeadPlan:
         if not at_BC.shape[1]:
             return full
         return full.scatter(2, at_BC[:, None].expand_as(x_BTC), x_BTC)
+
+    def found(self, x_BTC: Tensor) -> Tensor:
+        """What units found, from the slots to all units, zeros for tokens that do not run them."""
+        full = self.widen(x_BTC)
+        runs_BTC = self.active_BTU.repeat_interleave(full.shape[-1] // self.units, -1)
+        return torch.where(runs_BTC, full, 0.0)
 
     def _pick(self, value: Tensor) -> Tensor:
         """The heads in the slots, of (1|B, 1|H, ...)."""

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
 
 from turnout.execute.reference import pick_rows
 from turnout.execute.rows import gather, modulate, overlay, scatter
 from turnout.execute.scope import Scope, is_reference
+from turnout.hosts.linear import plain_matrix
 
 
 class RoutedLeaf(nn.Module):
@@ -145,11 +145,10 @@ class FusedLeaf(RoutedLeaf):
         rows = gather(x_BTD, scope.index_N)
         if scope.hide:
             return scatter(super().forward(rows), scope.index_N, x_BTD)
-        if not isinstance(self, nn.Linear | Conv1D):  # an adapter has more than one matrix
+        matrix = plain_matrix(self)
+        if matrix is None:  # an adapter has more than one
             return super().forward(x_BTD)
-        matrix: Any = self
-        weight: Tensor = matrix.weight.t() if isinstance(self, Conv1D) else matrix.weight
-        bias: Tensor | None = matrix.bias
+        weight, bias = matrix
         width = weight.shape[0] // 3
         bias_q, bias_kv = (None, None) if bias is None else (bias[:width], bias[width:])
         query = F.linear(rows, weight[:width], bias_q)

@@ -181,6 +181,8 @@ class Narrowed:
         changed = None if short is None else shorten(short, x_BTD, args, kwargs)
         if short is None or changed is None:
             return None
+        for scope in self.handle.scopes.values():
+            scope.check()
         self.handle.stream.short = short
         x_BSD, args, kwargs = changed
         out = host(x_BSD, *args, **kwargs)

@@ -56,7 +56,7 @@ def shorten(
         return None
     others = [*(args if by_name else args[1:])]
     others += [value for name, value in kwargs.items() if name not in (_MASK, _ROTATIONS)]
-    if any(isinstance(value, Tensor | tuple | list | dict) for value in others):
+    if not all(_is_plain(value) for value in others):
         return None
     changed = dict(kwargs)
     if kwargs.get(_ROTATIONS) is not None:
@@ -70,6 +70,12 @@ def shorten(
     start_B1 = torch.arange(batch, device=x_BTD.device)[:, None] * length
     flat = (start_B1 + short.place_BS).flatten()
     return gather(x_BTD, flat).view(batch, -1, width), args, changed
+
+
+def _is_plain(value: Any) -> bool:
+    """Does an argument say nothing of single tokens."""
+    scalar = isinstance(value, Tensor) and value.ndim == 0
+    return scalar or value is None or isinstance(value, bool | int | float | str)
 
 
 def lengthen(short: Short, out_BSD: Tensor, x_BTD: Tensor) -> Tensor:
@@ -101,10 +107,11 @@ def _mask(mask: Tensor | None, short: Short, x_BTD: Tensor) -> Tensor | None:
         return x_BTD.new_zeros(hidden.shape).masked_fill(hidden, torch.finfo(x_BTD.dtype).min)
     batch, places = short.place_BS.shape
     mask = mask.expand(batch, *mask.shape[1:])
-    at = short.place_BS[:, None, :, None]
-    mask = mask.gather(2, at.expand(-1, mask.shape[1], -1, mask.shape[3]))
+    if mask.shape[2] > 1:
+        at = short.place_BS[:, None, :, None]
+        mask = mask.gather(2, at.expand(-1, mask.shape[1], -1, mask.shape[3]))
     at = short.place_BS[:, None, None, :]
-    mask = mask.gather(3, at.expand(-1, mask.shape[1], places, -1))
+    mask = mask.gather(3, at.expand(-1, mask.shape[1], mask.shape[2], -1))
     if short.full:
         return mask
     asks = short.valid_BS[

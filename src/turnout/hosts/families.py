@@ -273,6 +273,9 @@ register_family(
                 ffn=leaves(delta="feed_forward"),
             ),
         ),
-        (("do_stable_layer_norm", True, "its norms stand after the sub-blocks"),),
+        (
+            ("do_stable_layer_norm", True, "its norms stand after the sub-blocks"),
+            ("adapter_attn_dim", None, "its adapters would change tokens that skip a block"),
+        ),
     )
 )

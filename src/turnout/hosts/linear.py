@@ -11,15 +11,26 @@ from transformers.pytorch_utils import Conv1D
 from turnout.errors import UserError
 
 
+def plain_matrix(module: Any) -> tuple[Tensor, Tensor | None] | None:
+    """Weight (out, in) and bias of a linear layer; None for anything else, and for layers that
+    compute in a way of their own (adapters, quantised weights)."""
+    host: Any = type(module)
+    while (below := host.__dict__.get("_turnout_host")) is not None:
+        host = below
+    if host.forward is nn.Linear.forward:
+        return module.weight, module.bias
+    return (module.weight.t(), module.bias) if host.forward is Conv1D.forward else None
+
+
 def matrix_of(module: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight (out, in) and bias of a linear layer. Raises UserError for anything else."""
-    if not isinstance(module, nn.Linear | Conv1D):
+    """As ``plain_matrix``. Raises UserError where that is None."""
+    found = plain_matrix(module)
+    if found is None:
         raise UserError(
-            f"experts are slices of linear layers; found {type(module).__name__}: merge adapters "
-            "first, or route the whole ffn"
+            f"experts are slices of plain linear layers; found {type(module).__name__}: merge "
+            "adapters first, or route the whole ffn"
         )
-    host: Any = module
-    return (host.weight.t() if isinstance(module, Conv1D) else host.weight), host.bias
+    return found
 
 
 @torch.no_grad()
