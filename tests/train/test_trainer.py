@@ -163,6 +163,17 @@ def test_routers_have_their_own_learning_rate(work: Any) -> None:
     assert seen == set(names.values())
 
 
+def test_a_router_may_ask_for_another_learning_rate(work: Any) -> None:
+    model = work.model()
+    gate = {"kind": "gate", "layers": [0]}
+    turnout.install(model, [gate, {**gate, "layers": [1], "learning_rate": 0.3}])
+    trainer = work.fit(model, max_steps=1, learning_rate=1e-4, router_learning_rate=1e-2)
+    one, two = model.turnout.all_routers()
+    rates = {p: g["initial_lr"] for g in trainer.optimizer.param_groups for p in g["params"]}
+    assert {rates[p] for p in one.parameters()} == {1e-2}
+    assert {rates[p] for p in two.parameters()} == {0.3}
+
+
 def test_a_frozen_host_trains_only_routers(work: Any) -> None:
     model = build(work, "exit")
     before = {name: value.clone() for name, value in model.state_dict().items()}

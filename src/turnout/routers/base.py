@@ -29,6 +29,7 @@ class RouterConfig(BaseModel):
     layers: which blocks it serves (negative counts from the end); None = every block it may.
     hold_first, hold_last: blocks at the ends that always run.
     stack: which stack of an encoder-decoder; None = all.
+    learning_rate: of the router's own weights; None = the recipe's ``train.router_learning_rate``.
     visible: skipped tokens keep their keys and values; False removes them (encoders only).
     experts, split: at site ``expert``, how many experts share the neurons of each feed-forward
     network, and how the neurons are shared out (see units/experts.py); ``copied`` gives each expert
@@ -47,6 +48,7 @@ class RouterConfig(BaseModel):
     hold_first: Annotated[int, Field(ge=0)] = 0
     hold_last: Annotated[int, Field(ge=0)] = 0
     stack: Literal["encoder", "decoder"] | None = None
+    learning_rate: Annotated[float, Field(gt=0.0)] | None = None
     visible: bool = True
     experts: Annotated[int, Field(gt=1)] = 8
     adapters: Annotated[int, Field(gt=0)] = 4

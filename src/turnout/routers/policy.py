@@ -40,6 +40,7 @@ class PolicyConfig(RewardConfig):
     curriculum: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
     imitate: Annotated[int, Field(ge=0)] = 0
     open: float = 1.5
+    learning_rate: Annotated[float, Field(gt=0.0)] | None = 1e-2
     hidden: Annotated[int, Field(gt=0)] = 64
 
     @model_validator(mode="after")

@@ -196,20 +196,24 @@ class RoutedTrainer(Trainer):
             return self.optimizer
         target: Any = model if model is not None else self.model
         config, decay = self.train_config, set(self.get_decay_parameter_names(target))
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
         banks = [bank for bank in target.modules() if isinstance(bank, CopyBank)]
         copied = {id(parameter) for bank in banks for parameter in bank.parameters()}
+        own = _own_rates(target)
         for name, parameter in target.named_parameters():
-            if parameter.requires_grad:
-                router = "turnout." in name and id(parameter) not in copied
-                groups[(router, name in decay)].append(parameter)
+            if not parameter.requires_grad:
+                continue
+            rate, decays = config.learning_rate, name in decay
+            if "turnout." in name and id(parameter) not in copied:
+                rate, decays = own.get(id(parameter), config.router_learning_rate), False
+            groups[(rate, decays)].append(parameter)
         settings = [
             {
                 "params": parameters,
-                "lr": config.router_learning_rate if router else config.learning_rate,
-                "weight_decay": config.weight_decay if decays and not router else 0.0,
+                "lr": rate,
+                "weight_decay": config.weight_decay if decays else 0.0,
             }
-            for (router, decays), parameters in groups.items()
+            for (rate, decays), parameters in groups.items()
         ]
         cls, extra = self.get_optimizer_cls_and_kwargs(self.args, target)
         self.optimizer = cls(settings, **extra)
@@ -268,6 +272,17 @@ class RoutedTrainer(Trainer):
         model: Any = self.model
         if self.state.best_model_checkpoint:
             load_weights(model, self.state.best_model_checkpoint)
+
+
+def _own_rates(model: nn.Module) -> dict[int, float]:
+    """Learning rates that routers ask for, by the id of a parameter."""
+    routing = routing_of(model)
+    return {
+        id(parameter): router.config.learning_rate
+        for router in (routing.all_routers() if routing is not None else ())
+        if router.config.learning_rate is not None
+        for parameter in router.parameters()
+    }
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
