@@ -42,7 +42,7 @@ from turnout.train.online import OnlinePolicy, trusted_reward
 PRICE, OPEN = 0.3, 0.5  # OPEN: budget whose threshold, before calibration, is a half
 POLICY = {"kind": "policy", "price": PRICE, "open": 1.0, "hold_first": 1}
 BEFORE, AFTER = AG_LABELS[:2], AG_LABELS[2:]
-STREAM, BATCH = 2000, 32
+STREAM = 2000
 
 
 def settings(benchmark: Benchmark, seed: int) -> TrainConfig:
@@ -164,12 +164,12 @@ def curve_row(dense: Any, study: Study, benchmark: Benchmark, seed: int, out: Pa
 
 
 def feedback(
-    model: Any, online: OnlinePolicy, rows: Sequence[Any], study: Study, sign: float
+    model: Any, online: OnlinePolicy, rows: Sequence[Any], study: Study, sign: float, size: int
 ) -> None:
-    """A stream of examples and their rewards, a batch at a time."""
+    """A stream of examples and their rewards, a batch of some size at a time."""
     (router,) = model.turnout.all_routers()
-    for start in range(0, len(rows), BATCH):
-        batch = [dict(row) for row in rows[start : start + BATCH]]
+    for start in range(0, len(rows), size):
+        batch = [dict(row) for row in rows[start : start + size]]
         labels = study.data.collate(batch)["labels"]
         with torch.no_grad(), online.explore(), turnout.trace() as trace:
             logits = model(**inputs_of(model, batch, study.data.collate))["logits"]
@@ -206,15 +206,15 @@ def shift_rows(
         log.unlink(missing_ok=True)
         online = OnlinePolicy(
             model,
-            rate=2e-3,
+            rate=3e-3,
             trust=0.05,
             guard=lambda model=model: trusted_reward(model, trusted, collate),
-            check_every=5,
+            check_every=3 if benchmark.quick else 5,
             margin=0.005,
             log=log,
         )
         set_seed(seed)
-        feedback(model, online, stream, study, sign)
+        feedback(model, online, stream, study, sign, 8 if benchmark.quick else 32)
         events = [online.updates, online.stopped]
         before, after, own = (float(rewards(m, test, study).mean()) for m in (old, model, best))
         yield {
