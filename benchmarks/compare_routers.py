@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from common import Benchmark, Row, goal, main
 from datasets_here import ag_news, conll2003, sst2, trec6
 from frontier_claim import WORK
@@ -189,7 +190,8 @@ def run() -> None:
                 files = out.with_name(f"{out.name}-data")
                 task = read(benchmark.folder(name), files, seed, benchmark.quick)
                 made = recipe(name, task, seed, benchmark.quick)
-                results = contest.compare(made, ["all"], out)
+                jobs = min(4, torch.get_num_threads())
+                results = contest.compare(made, ["all"], out, jobs=jobs)
                 costs = {
                     each["name"]: each["training_seconds"]
                     for each in contest.read_comparison(out)["standings"]

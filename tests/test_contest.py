@@ -50,6 +50,22 @@ def test_contenders_share_the_dense_host_and_the_measurement(tmp_path: Path) -> 
     assert sum("is trained already" in line for line in said) == 3
 
 
+def test_contenders_trained_at_once_are_the_same(tmp_path: Path) -> None:
+    recipe = load(tiny.save_recipe(tmp_path), FEW)
+    for name, jobs in (("one", 1), ("two", 2)):
+        contest.compare(
+            recipe, ["gate", "policy"], tmp_path / name, jobs=jobs, say=str, progress=False
+        )
+    for router in ("gate", "policy"):
+        weights = [
+            (tmp_path / name / router / "routed" / "model.safetensors").read_bytes()
+            for name in ("one", "two")
+        ]
+        assert weights[0] == weights[1]
+    with pytest.raises(UserError, match="jobs must be at least 1"):
+        contest.compare(recipe, ["gate"], tmp_path / "none", jobs=0)
+
+
 def test_every_contender_is_a_router() -> None:
     for name, spec in contest.CONTENDERS.items():
         assert parse_router(spec).kind in name or name.startswith("gate"), name

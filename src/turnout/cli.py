@@ -123,6 +123,10 @@ def compare(
     routers: Annotated[
         str, typer.Option(help="Contenders, with commas; recipe is the page's own routers.")
     ] = "all",
+    jobs: Annotated[
+        int,
+        typer.Option(min=1, help="Contenders trained at once; each has its share of the cores."),
+    ] = 1,
     quiet: Annotated[bool, typer.Option(help="Print only the table.")] = False,
 ) -> None:
     """Train several routers from one dense host and measure all of them in one run."""
@@ -132,7 +136,9 @@ def compare(
 
     loaded = load(recipe, overrides or [])
     try:
-        contest.compare(loaded, routers.split(","), out, say=_sayer(quiet), progress=_bars(quiet))
+        contest.compare(
+            loaded, routers.split(","), out, jobs=jobs, say=_sayer(quiet), progress=_bars(quiet)
+        )
     except KeyboardInterrupt:
         _stderr().print("\nstopped; the same command goes on")
         raise typer.Exit(STOPPED) from None

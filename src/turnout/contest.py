@@ -26,6 +26,7 @@ from turnout.tasks import TASKS
 from turnout.train.host import host_labels, open_host
 from turnout.train.pipeline import train
 from turnout.train.precision import moved
+from turnout.workers import train_at_once
 
 OWN = "recipe"
 # One line a contender: a router at the site where it is at home.
@@ -69,31 +70,32 @@ def compare(
     out: str | Path,
     *,
     dense: Path | None = None,
+    jobs: int = 1,
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> Results:
     """Train one routed model a contender from the same dense host, and measure all in one run.
 
     names: of CONTENDERS; ``recipe`` is the recipe's own routers; ``all`` is every one. dense: a
-    host that was trained before, as of ``train``. Leaves a run folder a contender in ``out``,
-    beside results.json, report.html and comparison.json. Started again, it goes on. Raises
-    UserError for an unknown name, and whatever training raises.
+    host that was trained before, as of ``train``. jobs: contenders that are trained at once, each
+    with its share of the cores (the time each takes is then not what it would take alone). Leaves a
+    run folder a contender in ``out``, beside results.json, report.html and comparison.json. Started
+    again, it goes on. Raises UserError for an unknown name, and whatever training raises.
     """
     out = make_folder(Path(out))
     wanted = _suited(recipe, chosen(names), "all" in names, say)
+    if jobs < 1:
+        raise UserError(f"jobs must be at least 1, got {jobs}")
+    made = {name: with_router(recipe, name) for name in wanted}
+    first = train(
+        made[wanted[0]], out / wanted[0], dense=dense, only_dense=True, say=say, progress=progress
+    )
+    if jobs > 1:
+        train_at_once({out / name: made[name] for name in wanted}, first.dense, jobs, say)
     runs: dict[str, Run] = {}
-    first: Run | None = None
     for name in wanted:
         say(f"== {name}")
-        runs[name] = train(
-            with_router(recipe, name),
-            out / name,
-            dense=dense if first is None else first.dense,
-            say=say,
-            progress=progress,
-        )
-        first = first or runs[name]
-    assert first is not None
+        runs[name] = train(made[name], out / name, dense=first.dense, say=say, progress=progress)
     results = _measure(first, runs, recipe, say, progress)
     write_report(results, out)
     costs = {name: training_seconds(run) for name, run in runs.items()}

@@ -40,20 +40,23 @@ def train(
     out: str | Path,
     *,
     dense: Path | None = None,
+    only_dense: bool = False,
     say: Say = print,
     progress: bool = True,
 ) -> Run:
     """Train what a recipe describes into a run folder, or go on with what was begun there.
 
     dense: folder of a dense host that was trained by the same recipe but for its routers; it is
-    copied. The same recipe, data and machine give the same weights, stopped or not, as far as
-    nothing is chosen by time: the number format (``precision: auto``), the way experts are
-    multiplied, and prices in seconds. Raises
-    UserError before any training for what is wrong with recipe, data, host or routers.
+    copied. only_dense: stop after the dense host; started again, it goes on. The same recipe, data
+    and machine give the same weights, stopped or not, as far as nothing is chosen by time: the
+    number format (``precision: auto``), the way experts are multiplied, and prices in seconds.
+    Raises UserError before any training for what is wrong with recipe, data, host or routers.
     """
     run = open_run(out) if is_run(out) else None
     if run is not None:
         check_same(run, recipe)
+        if only_dense and run.dense.is_dir():
+            return run
         if run.routed.is_dir():
             say(f"{run.path} is trained already; nothing to do")
             return start_run(out, recipe, run.labels)
@@ -75,6 +78,8 @@ def train(
             shutil.copytree(dense, temp, dirs_exist_ok=True)
     elif not run.dense.is_dir():
         _train_dense(run, model, data, say, progress)
+    if only_dense:
+        return run
     _train_routed(run, data, say, progress)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return run
@@ -133,7 +138,6 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     kinds = ", ".join(router.kind for router in recipe.routers)
     routing: Any = model.turnout
     say(f"routed model: {kinds} at {len(routing.sites)} sites, {_millions(routing)} M parameters")
-    start = time.perf_counter()
     config = recipe.train.routed()
     freeze(model, config.freeze)
     if any(parameter.requires_grad for parameter in model.parameters()):
