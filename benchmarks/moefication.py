@@ -1,7 +1,7 @@
 """Splitting pretrained feed-forward networks into experts, a quarter of which run for a token.
 
 MiniLM trained on AG News, and Gemma-3-270m as it is. Neurons that are active together make an
-expert (16 a network); gates learn from the dense host which experts matter (MoEfication), and run
+expert (8 a network); gates learn from the dense host which experts matter (MoEfication), and run
 the best quarter. Beside them at the same work: experts drawn at random, and a network that keeps
 its most important quarter of neurons for all tokens (the static model). Each as it is, and trained
 further for as many steps with the dense host as teacher. Time is that of the feed-forward networks,
@@ -36,7 +36,7 @@ from turnout.train.prepare import batches, prepare
 from turnout.train.teach_experts import teach_experts
 from turnout.units.experts import neuron_importance, reorder, split_by_data
 
-SHARE, EXPERTS = 0.25, 16
+SHARE, EXPERTS = 0.25, 8
 GATE = {
     "kind": "gate",
     "site": "expert",

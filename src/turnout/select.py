@@ -25,7 +25,11 @@ def rank(value: Tensor, dim: int = -1, valid: Tensor | None = None) -> Tensor:
     """
     if valid is not None:
         value = value.masked_fill(~valid, -torch.inf)
-    place = value.argsort(dim=dim, descending=True, stable=True).argsort(dim=dim)
+    order = value.argsort(dim=dim, descending=True, stable=True)
+    shape = [1] * value.ndim
+    shape[dim] = value.shape[dim]
+    places = torch.arange(value.shape[dim], device=value.device).view(shape).expand_as(order)
+    place = torch.empty_like(order).scatter_(dim, order, places)
     if valid is None:
         return 1.0 - (place + BELOW) / value.shape[dim]
     count = valid.sum(dim, keepdim=True).clamp_min(1)

@@ -77,15 +77,18 @@ class ExpertPlan:
             found_PF = grouped(x_PD, weight_EFD, self.pairs.counts)
             if bias_HEF is not None:
                 each = torch.tensor(self.pairs.counts, device=x_PD.device)
-                found_PF = found_PF + bias_HEF[half].repeat_interleave(each, 0)
+                bias_PF = bias_HEF[half].to(found_PF.dtype).repeat_interleave(each, 0)
+                found_PF = found_PF.add_(bias_PF)
             found.append(found_PF)
         return found[0] if len(found) == 1 else torch.cat(found, -1)
 
     def out(self, found_PF: Tensor, columns_EDF: Tensor, bias: Tensor | None) -> Tensor:
         """What the experts of each row found, added up with their weights: (R, D)."""
         assert self.pairs is not None
+        weight_P = self.pairs.weight_P
+        if weight_P.requires_grad or not bool((weight_P == 1).all()):
+            found_PF = found_PF * weight_P[:, None].to(found_PF.dtype)
         change_PD = grouped(found_PF, columns_EDF, self.pairs.counts)
-        change_PD = change_PD * self.pairs.weight_P[:, None].to(change_PD.dtype)
         total_RD = change_PD.new_zeros(self.leading.numel(), columns_EDF.shape[1])
         if bias is not None:
             total_RD = total_RD + bias.to(total_RD.dtype)
