@@ -12,11 +12,12 @@ from __future__ import annotations
 import shutil
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import Benchmark, Row, goal, main
+from common import Benchmark, Row, at_once, goal, main
 from datasets_here import MIXTURE, mixture
 from frontier_claim import WORK
 from torch.nn import functional as F
@@ -72,18 +73,15 @@ def domains(made: Study, split: str) -> np.ndarray:
     return np.array([made.task.labels[label].split(":")[0] for label in labels])
 
 
-def measure(benchmark: Benchmark, seed: int) -> Iterator[Row]:
-    """Every arm of one seed."""
-    quick = "-quick" if benchmark.quick else ""
-    name = f"clusters-{seed}{quick}"
-    fields = mixture(benchmark.folder, WORK / f"{name}-data", seed, benchmark.quick)
-    for arm, config in ARMS.items():
-        set_seed(seed)
-        made, model = study(fields)
-        turnout.install(model, [{"kind": "cluster", **LORA, **config}])
-        (router,) = model.turnout.all_routers()
-        prepare(model, made.data)
-        settings = TrainConfig(
+def calls(benchmark: Benchmark) -> Iterator[tuple[Any, ...]]:
+    """Every arm of every seed that was not measured yet."""
+    for seed in benchmark.seeds:
+        missing = [arm for arm in ARMS if benchmark.find(seed=seed, arm=arm) is None]
+        if not missing:
+            continue
+        name = f"clusters-{seed}{'-quick' if benchmark.quick else ''}"
+        fields = mixture(benchmark.folder, WORK / f"{name}-data", seed, benchmark.quick)
+        config = TrainConfig(
             epochs=1.0 if benchmark.quick else 2.0,
             learning_rate=1e-3,
             router_learning_rate=1e-3,
@@ -91,23 +89,33 @@ def measure(benchmark: Benchmark, seed: int) -> Iterator[Row]:
             freeze="blocks",
             seed=seed,
         )
-        steps = WORK / name / arm
-        shutil.rmtree(steps, ignore_errors=True)
-        fit(model, made.data, settings, ObjectivesConfig(), steps, title=arm)
-        shutil.rmtree(steps, ignore_errors=True)
-        right = made.right(model.eval())
-        where = domains(made, "test")
-        found = {domain: float(right[where == domain].mean()) for domain in MIXTURE}
-        trained = sum(p.numel() for p in model.turnout.units.parameters())
-        yield {
-            "seed": seed,
-            "arm": arm,
-            "accuracy": statistics.fmean(found.values()),
-            **{f"accuracy_{d}": value for d, value in found.items()},
-            "adapter_parameters": trained,
-            "adapter_parameters_active": trained * config.get("top", 1) // config["adapters"],
-            "purity": purity(router, made, model) if isinstance(router, ClusterRouter) else None,
-        }
+        for arm in missing:
+            yield measure_arm, arm, fields, config, WORK / name / arm
+
+
+def measure_arm(arm: str, fields: dict[str, Any], config: TrainConfig, steps: Path) -> Row:
+    """Train and judge one arm."""
+    set_seed(config.seed)
+    made, model = study(fields)
+    turnout.install(model, [{"kind": "cluster", **LORA, **ARMS[arm]}])
+    (router,) = model.turnout.all_routers()
+    prepare(model, made.data)
+    shutil.rmtree(steps, ignore_errors=True)
+    fit(model, made.data, config, ObjectivesConfig(), steps, title=arm)
+    shutil.rmtree(steps, ignore_errors=True)
+    right = made.right(model.eval())
+    where = domains(made, "test")
+    found = {domain: float(right[where == domain].mean()) for domain in MIXTURE}
+    trained = sum(p.numel() for p in model.turnout.units.parameters())
+    return {
+        "seed": config.seed,
+        "arm": arm,
+        "accuracy": statistics.fmean(found.values()),
+        **{f"accuracy_{domain}": value for domain, value in found.items()},
+        "adapter_parameters": trained,
+        "adapter_parameters_active": trained * ARMS[arm].get("top", 1) // ARMS[arm]["adapters"],
+        "purity": purity(router, made, model) if isinstance(router, ClusterRouter) else None,
+    }
 
 
 def purity(router: ClusterRouter, made: Study, model: Any) -> float:
@@ -121,9 +129,8 @@ def purity(router: ClusterRouter, made: Study, model: Any) -> float:
 
 def run() -> None:
     benchmark = Benchmark("clusters", "an adapter a cluster beats one adapter", (0, 1, 2))
-    for seed in benchmark.seeds:
-        if benchmark.find(seed=seed) is None:
-            benchmark.add(measure(benchmark, seed))
+    for row in at_once(list(calls(benchmark))):
+        benchmark.add([row])
 
     def gain(other: str) -> dict[str, Any]:
         by_seed = [

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from turnout.allocator import keep_memory
 from turnout.errors import UserError
@@ -106,6 +110,31 @@ def main(run: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def at_once(calls: Sequence[tuple[Any, ...]]) -> Iterator[Row]:
+    """Rows of calls (function, arguments) in their order, each in a process of its own with one
+    core, as many at once as there are. For what is not timed: small models use one core best."""
+    if not calls:
+        return
+    pool = ProcessPoolExecutor(
+        min(len(calls), torch.get_num_threads()),
+        multiprocessing.get_context("spawn"),
+        initializer=_one_core,
+    )
+    with pool:
+        made = [pool.submit(*call) for call in calls]
+        try:
+            for future in made:
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one_core() -> None:
+    keep_memory()
+    torch.set_num_threads(1)
 
 
 def _command(name: str) -> str:

@@ -250,7 +250,8 @@ def frontier_rows(
         }
     )
     contest.CONTENDERS["gate-held"] = {"kind": "gate", "hold_first": POLICY["hold_first"]}
-    results = contest.compare(recipe, [contest.OWN, "gate-held"], out / "frontier", dense=dense)
+    names, jobs = [contest.OWN, "gate-held"], min(2, torch.get_num_threads())
+    results = contest.compare(recipe, names, out / "frontier", dense=dense, jobs=jobs)
     for arm in results.arms:
         yield {
             "part": "frontier",
