@@ -5,9 +5,10 @@ from all tokens, averaged over heads: the score s of learned token pruning (Kim 
 2107.00910) and of PoWER-BERT (Goyal et al. 2020, arXiv 2001.08950), times the number of tokens, so
 that 1 is an equal share in texts of any length. Symbols: their threshold theta of a layer is
 exp(-bias) here, and their soft mask sigmoid((s - theta) / T) is our score sigmoid(log s + bias).
-``top-k`` keeps a share of the tokens instead (their retention configuration), and trains with a
-share drawn anew for each sequence. Skipped tokens stay skipped, but others can still see them;
-with ``visible: false`` they are gone, which is the pruning of both papers.
+``top-k`` keeps a share of the tokens instead, layer by layer a smaller one (their retention
+configuration), and trains with a share drawn anew for each sequence. Skipped tokens stay skipped,
+but others can still see them; with ``visible: false`` they are gone, which is the pruning of both
+papers.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from turnout.routers.base import HostShape, Router, RouterConfig, ones_route
 
 class TokenAttentionConfig(RouterConfig):
     """received: attention of the class token (the first one), or of ``all``. keep: tokens above a
-    learned ``threshold``, or the ``top-k``. least: smallest share of the tokens that top-k keeps
-    in training. open: initial bias of the threshold, so that all runs at first. temperature: of
-    the sampling noise of the threshold in training. The first token always runs."""
+    learned ``threshold``, or the ``top-k``. pace: of top-k, whether each layer keeps the same part
+    of what the one before left (``geometric``), or all keep as many (``even``). least: smallest
+    share of the tokens that top-k keeps in training. open: initial bias of the threshold, so that
+    all runs at first. temperature: of the sampling noise of the threshold in training. The first
+    token always runs."""
 
     kind: Literal["token-attention"] = "token-attention"
     site: Literal["layer", "ffn"] = "layer"
@@ -37,6 +40,7 @@ class TokenAttentionConfig(RouterConfig):
     hold_first: Annotated[int, Field(ge=1)] = 1
     received: Literal["class", "all"] = "all"
     keep: Literal["threshold", "top-k"] = "threshold"
+    pace: Literal["geometric", "even"] = "geometric"
     least: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     open: float = 3.0
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
@@ -80,7 +84,7 @@ class TokenAttentionRouter(Router):
             alive_BT = alive_BT & flow.memory[before]
         if self.bias is None:
             score_BT = select.rank(received_BT.masked_fill(~alive_BT, -1.0), 1, valid_BT)
-            keep_BT = score_BT > self._level_B1(len(valid_BT), flow, hidden_BTD.device)
+            keep_BT = score_BT > self._level_B1(len(valid_BT), place, flow, hidden_BTD.device)
         else:
             logit_BT = received_BT.clamp_min(1e-6).log() + self.bias[place].float()
             score_BT = logit_BT.sigmoid()
@@ -100,11 +104,16 @@ class TokenAttentionRouter(Router):
                 return found
         return None
 
-    def _level_B1(self, batch: int, flow: Flow, device: torch.device) -> Tensor:
+    def _level_B1(self, batch: int, place: int, flow: Flow, device: torch.device) -> Tensor:
         """The rank above which top-k keeps tokens: from the dial, or drawn in training."""
-        if not flow.training:
-            return torch.full((batch, 1), self.level(flow.budget), device=device)
-        return (1 - self.config.least) * flow.uniform_B(batch, device, 5)[:, None]
+        if flow.training:
+            level_B = (1 - self.config.least) * flow.uniform_B(batch, device, 5)
+        else:
+            level_B = torch.full((batch,), self.level(flow.budget), device=device)
+        if self.config.pace == "geometric":
+            sites = len(self.sites)
+            level_B = 1 - shrinking(1 - level_B, sites) ** (place + 1)
+        return level_B[:, None]
 
     def _passes(
         self, site: Site, score_BT: Tensor, logit_BT: Tensor, hidden_BTD: Tensor, flow: Flow
@@ -115,3 +124,15 @@ class TokenAttentionRouter(Router):
             chance_BT = (logit_BT.detach() / self.config.temperature).sigmoid()
             return select.sample(chance_BT, uniform_BT).bool()
         return score_BT.detach() > self.level(flow.budget)
+
+
+def shrinking(share: Tensor, layers: int) -> Tensor:
+    """The part r of the tokens left that each layer keeps, so that the mean of r, r^2, ... over the
+    layers is a share in 0..1; same shape. Read off a table of 1,024 steps, which is finer than one
+    token of most sequences."""
+    part = torch.linspace(0, 1, 1025, device=share.device, dtype=share.dtype)
+    power = torch.arange(1, layers + 1, device=share.device, dtype=share.dtype)
+    mean = (part[:, None] ** power).mean(1)
+    at = torch.searchsorted(mean, share.clamp(0, 1)).clamp(1, len(part) - 1)
+    rest = (share.clamp(0, 1) - mean[at - 1]) / (mean[at] - mean[at - 1])
+    return part[at - 1] + rest * (part[at] - part[at - 1])
