@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from turnout.execute.rows import gather
 
 # Tokens of a sequence from which copying its slices of a matrix costs less than gathering its rows
-# for every unit: measured with 384 and 768 wide hosts on a CPU.
+# for every unit: measured with a host of 384 columns on a CPU.
 LONG = 64
 
 
