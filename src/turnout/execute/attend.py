@@ -65,8 +65,7 @@ def _note(
     valid_BT = flow.trace.mask_BT[handle.stack]
     if valid_BT is None:
         valid_BT = torch.ones(batch, length, dtype=torch.bool, device=query_BHQD.device)
-    here_BT = valid_BT if stream.keep_B is None else valid_BT[stream.keep_B]
-    total_B1 = here_BT.sum(1, keepdim=True)
+    here_BT = whole_BT = valid_BT if stream.keep_B is None else valid_BT[stream.keep_B]
     first_BT = here_BT & (here_BT.cumsum(1) == 1)
     if stream.short is not None:
         here_BT = stream.short.valid_BS
@@ -87,17 +86,13 @@ def _note(
     mask, bias = _rows(mask, row_BQ), _rows(bias, row_BQ)
     found_BT = received(query_BHQD, key_BGKD, here_BT, asks_BQ, mask, bias, scale)
     if stream.short is not None:  # as if the tokens that were removed were there, and got nothing
-        found_BT = found_BT * total_B1 / here_BT.sum(1, keepdim=True)
-        whole_BT = found_BT.new_zeros(len(found_BT), length)
-        found_BT = whole_BT.scatter(1, stream.short.place_BS, found_BT)
-    equal_BT = valid_BT.to(found_BT.dtype)  # where nobody asked, nothing is known
+        scale_B1 = whole_BT.sum(1, keepdim=True) / here_BT.sum(1, keepdim=True)
+        none_BT = found_BT.new_zeros(len(found_BT), length)
+        found_BT = none_BT.scatter(1, stream.short.place_BS, found_BT * scale_B1)
+    # where nobody asked, nothing is known
+    found_BT = torch.where(asks_BT.any(1, keepdim=True), found_BT, whole_BT.to(found_BT.dtype))
     if stream.keep_B is not None:
-        found_BT = equal_BT.index_copy(0, stream.keep_B, found_BT)
-        asked_B = torch.zeros(batch, dtype=torch.bool, device=asks_BT.device)
-        asked_B = asked_B.index_copy(0, stream.keep_B, asks_BT.any(1))
-    else:
-        asked_B = asks_BT.any(1)
-    found_BT = torch.where(asked_B[:, None], found_BT, equal_BT)
+        found_BT = valid_BT.to(found_BT.dtype).index_copy(0, stream.keep_B, found_BT)
     flow.memory[(f"{handle.stack}.{handle.layer}", "received")] = found_BT
 
 

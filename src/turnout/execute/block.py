@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from turnout.execute.handle import BlockHandle, fills_cache
-from turnout.execute.narrow import Narrowed, is_weighted
-from turnout.execute.rows import modulate
+from turnout.execute.narrow import Narrowed
+from turnout.execute.rows import is_weighted, modulate
 from turnout.execute.span import Span, SpanStop
 from turnout.flow import Flow
 
@@ -95,7 +95,7 @@ def _run_routed(
             flow.trace.entered.add(site.key)
     out = run.execute(host, args, kwargs, enter)
     layer = routes.get("layer")
-    if layer is None or not is_weighted(layer):
+    if layer is None or not is_weighted(layer.weight_BTU):
         return out
     hidden, *rest = out if isinstance(out, tuple) else (out,)
     weight = torch.where(layer.weight_BTU != 0, layer.weight_BTU, 1.0)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from turnout.execute.grouped import grouped
 from turnout.execute.leaves import CloseLeaf, RoutedLeaf
-from turnout.execute.rows import gather, scatter
+from turnout.execute.rows import gather, is_weighted, scatter
 from turnout.execute.scope import Scope, is_reference
 from turnout.hosts.linear import matrix_of
 from turnout.units.copies import CopyBank
@@ -86,7 +86,7 @@ class ExpertPlan:
         """What the experts of each row found, added up with their weights: (R, D)."""
         assert self.pairs is not None
         weight_P = self.pairs.weight_P
-        if weight_P.requires_grad or not bool((weight_P == 1).all()):
+        if is_weighted(weight_P):
             found_PF = found_PF * weight_P[:, None].to(found_PF.dtype)
         change_PD = grouped(found_PF, columns_EDF, self.pairs.counts)
         total_RD = change_PD.new_zeros(self.leading.numel(), columns_EDF.shape[1])

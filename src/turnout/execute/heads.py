@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from turnout.execute.rows import gather
+from turnout.execute.rows import gather, is_weighted
 
 # Tokens of a sequence from which copying its slices of a matrix costs less than gathering its rows
 # for every unit: measured with a host of 384 columns on a CPU.
@@ -227,10 +227,9 @@ class HeadPlan:
                 out_BTHD = found.new_zeros(batch, length, heads, found.shape[-1])
             out_BTHD[rows, :, : found.shape[2]] = found
         assert out_BTHD is not None
-        weight = self.weight_BTU
-        if not weight.requires_grad and bool(((weight == 0) | (weight == 1)).all()):
+        if not is_weighted(self.weight_BTU):
             return out_BTHD  # what does not run is not merged
-        return self._weigh(out_BTHD, self.take(weight))
+        return self._weigh(out_BTHD, self.take(self.weight_BTU))
 
     def _by_count(self) -> list[tuple[Tensor | None, int]]:
         """Sequences with as many units, and how many; None = all sequences."""

@@ -13,17 +13,10 @@ from turnout.execute.experts import ExpertPlan
 from turnout.execute.handle import BlockHandle, fills_cache
 from turnout.execute.heads import HeadPlan
 from turnout.execute.reference import pick_sequences
+from turnout.execute.rows import is_weighted
 from turnout.execute.scope import is_reference
 from turnout.execute.shorten import lengthen, short_of, shorten
 from turnout.route import Route
-
-
-def is_weighted(route: Route) -> bool:
-    """Must the weights be multiplied: they carry a gradient, or are not all 0 or 1."""
-    weight = route.weight_BTU
-    if weight.requires_grad and torch.is_grad_enabled():
-        return True
-    return not bool(((weight == 0) | (weight == 1)).all())
 
 
 class Narrowed:
@@ -50,7 +43,7 @@ class Narrowed:
                 self.active[kind] = active_BT.expand(shape)
         self.heads, self.experts = routes.get("head"), routes.get("expert")
         self.adapters = routes.get("adapter")
-        self.weighted = any(is_weighted(route) for route in routes.values())
+        self.weighted = any(is_weighted(route.weight_BTU) for route in routes.values())
 
     @property
     def everything(self) -> bool:
@@ -129,7 +122,7 @@ class Narrowed:
             for kind, active_BT in self.active.items():
                 scope, own = handle.scopes[kind], self.routes.get(kind)
                 scope.check()
-                weighted = own is not None and is_weighted(own)
+                weighted = own is not None and is_weighted(own.weight_BTU)
                 if not weighted and not bool(mine(self._skipped(active_BT)).any()):
                     continue
                 index = layer_index if own is None else None

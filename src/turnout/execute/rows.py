@@ -49,3 +49,10 @@ def overlay(rows_ND: Tensor, index_N: Tensor, base_BTD: Tensor) -> Tensor:
 def modulate(out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Scale the change a unit made: out + (w - 1)(out - x). A weight of 1 is exact, bit for bit."""
     return out + (weight - 1).to(out.dtype) * (out - x)
+
+
+def is_weighted(weight: Tensor) -> bool:
+    """Must weights be multiplied: they carry a gradient, or are not all 0 or 1."""
+    if weight.requires_grad and torch.is_grad_enabled():
+        return True
+    return not bool(((weight == 0) | (weight == 1)).all())

@@ -111,8 +111,10 @@ class TokenAttentionRouter(Router):
         else:
             level_B = torch.full((batch,), self.level(flow.budget), device=device)
         if self.config.pace == "geometric":
-            sites = len(self.sites)
-            level_B = 1 - shrinking(1 - level_B, sites) ** (place + 1)
+            key = (self.sites[0].key, "part")  # the same at every site of a pass
+            if key not in flow.memory:
+                flow.memory[key] = shrinking(1 - level_B, len(self.sites))
+            level_B = 1 - flow.memory[key] ** (place + 1)
         return level_B[:, None]
 
     def _passes(

@@ -176,9 +176,9 @@ def _check_rest(model: PreTrainedModel, loras: Sequence[Lora], head: int | None)
                 f"{lora.folder} was trained with {names}{' ...' if len(lora.rest) > 3 else ''}, "
                 "which one model can hold once: name the checkpoint to take it from, as head=0"
             )
-    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     if head is None:
         return
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     for name, value in loras[head].rest.items():
         if shapes.get(name) != tuple(value.shape):
             raise UserError(
