@@ -11,7 +11,7 @@ from typing import Any
 
 from common import Benchmark, main
 from datasets_here import ag_news, sst2
-from frontier_claim import WORK, arms_of, gain_at, loss_at
+from frontier_claim import WORK, arms_of, gain_at, loss_at, named
 
 SPEEDS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 BUDGETS = [0.65, 0.55, 0.45, 0.38, 0.32, 0.26, 0.2, 0.15, 0.1]
@@ -52,7 +52,7 @@ def run() -> None:
     )
     for seed in benchmark.seeds:
         for name, read in READERS.items():
-            files = WORK / f"{name}-{seed}{'-quick' if benchmark.quick else ''}-data"
+            files = WORK / f"{named(name, seed, benchmark.quick)}-data"
             task = read(benchmark.folder(name), files, seed, benchmark.quick)
             arms_of(benchmark, name, seed, recipe(task, EPOCHS[name], seed, benchmark.quick))
     verdict = {}

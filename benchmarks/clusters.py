@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Benchmark, Row, at_once, goal, main
+from common import Benchmark, Row, goal, main, workers_for
 from datasets_here import MIXTURE, mixture
-from frontier_claim import WORK
+from frontier_claim import WORK, named
 from torch.nn import functional as F
 from trained import Study, study
 from transformers import set_seed
@@ -33,6 +33,7 @@ from turnout.routers.cluster import ClusterRouter
 from turnout.train.config import TrainConfig
 from turnout.train.fit import fit
 from turnout.train.prepare import pooled_states, prepare
+from turnout.workers import in_processes
 
 UNITS, RANK = 4, 8
 LORA: dict[str, Any] = {"site": "adapter", "form": "lora", "targets": ["query", "value", "in"]}
@@ -79,7 +80,7 @@ def calls(benchmark: Benchmark) -> Iterator[tuple[Any, ...]]:
         missing = [arm for arm in ARMS if benchmark.find(seed=seed, arm=arm) is None]
         if not missing:
             continue
-        name = f"clusters-{seed}{'-quick' if benchmark.quick else ''}"
+        name = named("clusters", seed, benchmark.quick)
         fields = mixture(benchmark.folder, WORK / f"{name}-data", seed, benchmark.quick)
         config = TrainConfig(
             epochs=1.0 if benchmark.quick else 2.0,
@@ -129,7 +130,8 @@ def purity(router: ClusterRouter, made: Study, model: Any) -> float:
 
 def run() -> None:
     benchmark = Benchmark("clusters", "an adapter a cluster beats one adapter", (0, 1, 2))
-    for row in at_once(list(calls(benchmark))):
+    missing = list(calls(benchmark))
+    for row in in_processes(missing, workers_for(missing)):
         benchmark.add([row])
 
     def gain(other: str) -> dict[str, Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,29 +110,9 @@ def main(run: Callable[[], None]) -> None:
         sys.exit(2)
 
 
-def at_once(calls: Sequence[tuple[Any, ...]]) -> Iterator[Row]:
-    """Rows of calls (function, arguments) in their order, each in a process of its own with one
-    core, as many at once as there are. For what is not timed: small models use one core best."""
-    if not calls:
-        return
-    pool = ProcessPoolExecutor(
-        min(len(calls), torch.get_num_threads()),
-        multiprocessing.get_context("spawn"),
-        initializer=_one_core,
-    )
-    with pool:
-        made = [pool.submit(*call) for call in calls]
-        try:
-            for future in made:
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _one_core() -> None:
-    keep_memory()
-    torch.set_num_threads(1)
+def workers_for(calls: Sequence[Any]) -> int:
+    """How many processes to share them: a core each, which serves small models best."""
+    return max(1, min(len(calls), torch.get_num_threads()))
 
 
 def _command(name: str) -> str:

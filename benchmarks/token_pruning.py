@@ -11,7 +11,7 @@ from typing import Any
 import classification
 from common import Benchmark, main
 from datasets_here import ag_news
-from frontier_claim import WORK, arms_of, gain_at, loss_at
+from frontier_claim import WORK, arms_of, gain_at, loss_at, named
 
 BUDGETS = [0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
 NAME = "ag_news-pruned"
@@ -33,7 +33,7 @@ def run() -> None:
         "token_pruning", "token pruning within a point of dense at 1.9x", (0, 1, 2)
     )
     for seed in benchmark.seeds:
-        files = WORK / f"{NAME}-{seed}{'-quick' if benchmark.quick else ''}-data"
+        files = WORK / f"{named(NAME, seed, benchmark.quick)}-data"
         task = ag_news(benchmark.folder("ag_news"), files, seed, benchmark.quick)
         arms_of(benchmark, NAME, seed, recipe(task, seed, benchmark.quick), like="ag_news")
     verdict = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from common import workers_for
 from frontier_claim import WORK
 from transformers import PreTrainedModel, set_seed
 
@@ -22,6 +23,7 @@ from turnout.train.data import Data, encode, listed
 from turnout.train.fit import fit, freeze
 from turnout.train.host import open_host
 from turnout.train.saving import load_host, save
+from turnout.workers import in_processes
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,17 @@ def dense_host(fields: dict[str, Any], config: TrainConfig, name: str) -> tuple[
     folder.parent.mkdir(parents=True, exist_ok=True)
     save(model, made.data.tokenizer, folder)
     return made, model.eval()
+
+
+def dense_hosts(calls: Sequence[tuple[dict[str, Any], TrainConfig, str]]) -> None:
+    """Train the hosts that are missing, as many at once as there are cores."""
+    missing = [(_make_host, *call) for call in calls if not (WORK / call[2] / "dense").is_dir()]
+    for _ in in_processes(missing, workers_for(missing)):
+        pass
+
+
+def _make_host(fields: dict[str, Any], config: TrainConfig, name: str) -> None:
+    dense_host(fields, config, name)
 
 
 def trained_from(

@@ -79,6 +79,13 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temp, ignore_errors=True)
 
 
+def copy_folder(source: str | Path, path: str | Path) -> None:
+    """Copy a folder; `path` is whole or absent, as with ``atomic_dir``. Its parents are made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_dir(path) as temp:
+        shutil.copytree(source, temp, dirs_exist_ok=True)
+
+
 def make_folder(path: str | Path) -> Path:
     """Make a folder and those above it, unless they are there; UserError where it can't be."""
     path = Path(path)

@@ -9,10 +9,12 @@ heads are routed, only those that run attend.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -22,6 +24,7 @@ from turnout.execute.handle import BlockHandle
 from turnout.execute.scope import is_reference
 
 NAME = "turnout_sdpa"
+SHORT = 192  # keys
 
 
 def attend(
@@ -32,7 +35,7 @@ def attend(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> Any:
-    """Scaled dot-product attention (torch's fused kernel), watched."""
+    """Scaled dot-product attention of torch, watched."""
     handle: BlockHandle | None = module.__dict__.get("_turnout_attends")
     if handle is not None and handle.watch and handle.stream.flow is not None:
         scale = kwargs.get("scaling") or query_BHQD.shape[-1] ** -0.5
@@ -41,12 +44,21 @@ def attend(
             _note(handle, query_BHQD, key_BGKD, attention_mask, bias, scale)
     inputs = (module, query_BHQD, key_BGKD, value_BGKD, attention_mask)
     plan = None if handle is None else handle.scopes["attention"].heads
-    if plan is None:
-        return sdpa_attention_forward(*inputs, **kwargs)
-    if is_reference():
-        out_BTHD, _ = sdpa_attention_forward(*inputs, **kwargs)
-        return plan.weigh(out_BTHD), None
-    return plan.attend(*inputs, **kwargs), None
+    with _kernel(query_BHQD, key_BGKD):
+        if plan is None:
+            return sdpa_attention_forward(*inputs, **kwargs)
+        if is_reference():
+            out_BTHD, _ = sdpa_attention_forward(*inputs, **kwargs)
+            return plan.weigh(out_BTHD), None
+        return plan.attend(*inputs, **kwargs), None
+
+
+def _kernel(query: Tensor, key: Tensor) -> AbstractContextManager[Any]:
+    """Plain products where bf16 trains on a CPU: on short texts the backward pass of the fused
+    kernel takes two to four times as long there."""
+    trains = torch.is_grad_enabled() and query.requires_grad
+    slow = query.dtype == torch.bfloat16 and query.device.type == "cpu" and key.shape[2] <= SHORT
+    return sdpa_kernel(SDPBackend.MATH) if trains and slow else nullcontext()
 
 
 def _note(

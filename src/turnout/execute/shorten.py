@@ -33,6 +33,11 @@ class Short:
         """Is there no padding."""
         return bool(self.valid_BS.all())
 
+    def flat_BS(self, length: int) -> Tensor:
+        """Its tokens among all tokens of the batch, one sequence after the other."""
+        start_B = torch.arange(len(self.place_BS), device=self.place_BS.device) * length
+        return start_B[:, None] + self.place_BS
+
 
 def short_of(active_BT: Tensor) -> Short | None:
     """The tokens that run; None where shorter sequences would not pay."""
@@ -67,8 +72,7 @@ def shorten(
     else:
         args = (mask, *args[1:])
     batch, length, width = x_BTD.shape
-    start_B1 = torch.arange(batch, device=x_BTD.device)[:, None] * length
-    flat = (start_B1 + short.place_BS).flatten()
+    flat = short.flat_BS(length).flatten()
     return gather(x_BTD, flat).view(batch, -1, width), args, changed
 
 
@@ -80,9 +84,7 @@ def _is_plain(value: Any) -> bool:
 
 def lengthen(short: Short, out_BSD: Tensor, x_BTD: Tensor) -> Tensor:
     """The state with the tokens that ran replaced."""
-    length = x_BTD.shape[1]
-    start_B1 = torch.arange(len(x_BTD), device=x_BTD.device)[:, None] * length
-    index, rows = start_B1 + short.place_BS, out_BSD.to(x_BTD.dtype)
+    index, rows = short.flat_BS(x_BTD.shape[1]), out_BSD.to(x_BTD.dtype)
     if short.full:
         index, rows = index.flatten(), rows.flatten(0, 1)
     else:

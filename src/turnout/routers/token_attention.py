@@ -6,7 +6,7 @@ from all tokens, averaged over heads: the score s of learned token pruning (Kim 
 that 1 is an equal share in texts of any length. Symbols: their threshold theta of a layer is
 exp(-bias) here, and their soft mask sigmoid((s - theta) / T) is our score sigmoid(log s + bias).
 ``top-k`` keeps a share of the tokens instead, layer by layer a smaller one (their retention
-configuration), and trains with a share drawn anew for each sequence. Skipped tokens stay skipped,
+configuration), and trains with a share drawn anew for each batch. Skipped tokens stay skipped,
 but others can still see them; with ``visible: false`` they are gone, which is the pruning of both
 papers.
 """
@@ -107,7 +107,8 @@ class TokenAttentionRouter(Router):
     def _level_B1(self, batch: int, place: int, flow: Flow, device: torch.device) -> Tensor:
         """The rank above which top-k keeps tokens: from the dial, or drawn in training."""
         if flow.training:
-            level_B = (1 - self.config.least) * flow.uniform_B(batch, device, 5)
+            draw_B = flow.uniform_B(batch, device, 5)[:1].expand(batch)
+            level_B = (1 - self.config.least) * draw_B  # the same for all: sequences stay alike
         else:
             level_B = torch.full((batch,), self.level(flow.budget), device=device)
         if self.config.pace == "geometric":

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, set_seed
 
 from turnout.errors import UserError
-from turnout.files import atomic_dir, read_json, write_json
+from turnout.files import copy_folder, read_json, write_json
 from turnout.hosts.cut import cut_host, cuts_of
 from turnout.install import install
 from turnout.measure.static import missing_cuts, train_static
@@ -74,8 +74,7 @@ def train(
     data = encode(task, raw, tokenizer)
     run = start_run(out, recipe, task.labels)
     if not run.dense.is_dir() and dense is not None:
-        with atomic_dir(run.dense) as temp:
-            shutil.copytree(dense, temp, dirs_exist_ok=True)
+        copy_folder(dense, run.dense)
     elif not run.dense.is_dir():
         _train_dense(run, model, data, say, progress)
     if only_dense:
