@@ -50,11 +50,13 @@ def run() -> None:
     benchmark = Benchmark(
         "classification", "early exit beats plain cutting at equal measured time", (0, 1, 2)
     )
-    for seed in benchmark.seeds:
-        for name, read in READERS.items():
+    for name, read in READERS.items():
+        recipes = {}
+        for seed in benchmark.seeds:
             files = WORK / f"{named(name, seed, benchmark.quick)}-data"
             task = read(benchmark.folder(name), files, seed, benchmark.quick)
-            arms_of(benchmark, name, seed, recipe(task, EPOCHS[name], seed, benchmark.quick))
+            recipes[seed] = recipe(task, EPOCHS[name], seed, benchmark.quick)
+        arms_of(benchmark, name, recipes)
     verdict = {}
     for name in READERS:
         for speed in SPEEDS:

