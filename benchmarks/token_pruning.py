@@ -14,7 +14,7 @@ from common import Benchmark, main
 from datasets_here import ag_news
 from frontier_claim import WORK, arms_of, gain_at, loss_at, named
 
-BUDGETS = [0.6, 0.4, 0.3, 0.2, 0.15, 0.1]
+BUDGETS = [0.7, 0.5, 0.4, 0.3, 0.25, 0.2]
 NAME = "ag_news-pruned"
 
 

@@ -22,6 +22,7 @@ from turnout.execute.batches import Collate, Row, inputs_of
 from turnout.execute.span import run_span
 from turnout.routers.base import masked_mean
 from turnout.routers.reward import quality as quality_of
+from turnout.train.answers import paired
 
 try:
     import gymnasium
@@ -104,7 +105,7 @@ class RoutingEnv(gymnasium.Env[np.ndarray, np.int64]):
         return self._observe(), reward, False, False, {}
 
     def _judge(self, logits: Tensor) -> float:
-        return float(quality_of(logits, self._labels, self.quality))
+        return float(quality_of(*paired(self.model, logits, self._labels), self.quality))
 
     def _observe(self) -> np.ndarray:
         mask = self._inputs.get("attention_mask")

@@ -31,6 +31,7 @@ from turnout.files import make_folder
 from turnout.objectives.divergence import bernoulli_kl
 from turnout.route import Trace
 from turnout.routers.reward import reinforce
+from turnout.train.answers import paired
 from turnout.train.search import policy_of
 
 HALVINGS = 8
@@ -244,7 +245,8 @@ def trusted_reward(
             batch = [dict(rows[i]) for i in group]
             labels = collate(batch)["labels"].to(model.device)
             logits = model(**inputs_of(model, batch, collate))["logits"]
-            total += float(router.reward(routing.current_flow(), logits, labels).sum())
+            judged = paired(model, logits, labels)
+            total += float(router.reward(routing.current_flow(), *judged).sum())
     finally:
         router.explores = explored
         model.train(was_training)

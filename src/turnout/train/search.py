@@ -23,6 +23,7 @@ from turnout.execute.span import run_span
 from turnout.routers.base import masked_mean
 from turnout.routers.policy import PolicyRouter
 from turnout.routers.reward import quality
+from turnout.train.answers import paired
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,8 @@ def search_routes(
 
         def reward(route_BL: Tensor, inputs: Any = inputs, labels: Tensor = labels) -> Tensor:
             logits, _ = walk(model, router, inputs, route_BL)
-            quality_B = quality(logits, labels, router.config.quality).cpu()
+            judged = paired(model, logits, labels)
+            quality_B = quality(*judged, router.config.quality).cpu()
             return quality_B - price * (route_BL * share_L).sum(1)
 
         now = torch.ones(len(group), depth)

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from turnout import objectives
@@ -24,6 +23,7 @@ from turnout.cost import trace_share
 from turnout.errors import UserError
 from turnout.execute.routing import Routing
 from turnout.files import read_json
+from turnout.train.answers import predicts_next
 from turnout.train.config import TrainConfig
 from turnout.train.saving import check_weights, load_weights
 from turnout.units.copies import CopyBank
@@ -32,12 +32,6 @@ from turnout.units.copies import CopyBank
 def routing_of(model: nn.Module) -> Routing | None:
     """The routing of a model, or None when it is not routed."""
     return getattr(model, "turnout", None)
-
-
-def predicts_next(model: nn.Module) -> bool:
-    """Is this a causal language model, whose loss shifts the labels: a token's answer is judged by
-    the token after it."""
-    return type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 class LengthOrder(Sampler[int]):
