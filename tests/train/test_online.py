@@ -198,3 +198,18 @@ def test_the_trusted_reward_is_the_mean_over_the_rows() -> None:
     assert together == pytest.approx(sum(alone) / 5, abs=1e-5) and len(set(alone)) > 1
     with pytest.raises(UserError, match="at least one labelled row"):
         trusted_reward(model, [], collate)
+
+
+def test_a_causal_language_model_is_judged_by_the_next_token() -> None:
+    host = BY_NAME["llama"]
+    model = turnout.install(host.build(), [{"kind": "policy", "price": 0.0}]).eval()
+    ids = host.inputs("none")["input_ids"][:2]
+    with torch.no_grad():
+        chance = model(input_ids=ids)["logits"][:, :-1].log_softmax(-1)
+    right = chance.gather(2, ids[:, 1:, None])[..., 0].mean(1).exp().mean()
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return {key: torch.stack([row[key] for row in batch]) for key in batch[0]}
+
+    rows = [{"input_ids": each, "labels": each} for each in ids]
+    assert trusted_reward(model, rows, collate) == pytest.approx(float(right), rel=1e-5)
