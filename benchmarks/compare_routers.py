@@ -50,7 +50,7 @@ def recipe(name: str, task: dict[str, Any], seed: int, quick: bool) -> Recipe:
             "measure": {
                 "budgets": [0.6, 0.3] if quick else [0.65, 0.45, 0.25],
                 "static": ["first-3"] if quick else ["first-2", "first-3", "first-4"],
-                "repeats": 3 if quick else 5,
+                "repeats": 3,
                 "time_examples": 320,
                 "max_examples": 500 if quick else 1500,
             },
