@@ -250,9 +250,9 @@ def frontier_rows(fields: dict[str, Any], seed: int, quick: bool) -> Iterator[Ro
             "measure": {
                 "budgets": [0.8, 0.5] if quick else [0.85, 0.7, 0.55, 0.4],
                 "static": [],
-                "repeats": 3 if quick else 5,
+                "repeats": 3,
                 "time_examples": 480,
-                "max_examples": 4000,
+                "max_examples": 2500,
             },
         }
     )
