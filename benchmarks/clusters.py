@@ -20,15 +20,11 @@ import torch
 from common import Benchmark, Row, goal, main, workers_for
 from datasets_here import MIXTURE, mixture
 from frontier_claim import WORK, named
-from torch.nn import functional as F
 from trained import Study, study
 from transformers import set_seed
 
 import turnout
-from turnout.flow import Flow
 from turnout.objectives import ObjectivesConfig
-from turnout.route import Route, Site
-from turnout.routers import ROUTERS, Router, RouterConfig
 from turnout.routers.cluster import ClusterRouter
 from turnout.train.config import TrainConfig
 from turnout.train.fit import fit
@@ -40,32 +36,10 @@ LORA: dict[str, Any] = {"site": "adapter", "form": "lora", "targets": ["query", 
 ARMS: dict[str, dict[str, Any]] = {
     "clusters": {"adapters": UNITS, "rank": RANK},
     "clusters, two serve": {"adapters": UNITS, "rank": RANK, "top": 2},
-    "by hash": {"kind": "hash", "adapters": UNITS, "rank": RANK},
+    "by hash": {"kind": "random-unit", "adapters": UNITS, "rank": RANK},
     "one, same active size": {"adapters": 1, "rank": RANK},
     "one, same total size": {"adapters": 1, "rank": UNITS * RANK},
 }
-
-
-class HashConfig(RouterConfig):
-    """A unit by a hash of the input."""
-
-    kind: str = "hash"
-
-
-class HashRouter(Router):
-    """Routing without knowledge: every text has its unit, always the same, for no reason."""
-
-    Config = HashConfig
-    config: HashConfig
-
-    def decide(self, site: Site, hidden_BTD: torch.Tensor, flow: Flow) -> Route:
-        ids = flow.inputs["input_ids"]
-        place = torch.arange(1, ids.shape[1] + 1, device=ids.device)
-        unit_B = (ids * flow.inputs["attention_mask"] * place).sum(1) % site.units
-        return Route(site, F.one_hot(unit_B, site.units)[:, None].float())
-
-
-ROUTERS.add("hash", HashRouter)
 
 
 def domains(made: Study, split: str) -> np.ndarray:

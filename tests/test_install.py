@@ -231,9 +231,25 @@ def test_tokens_stay_where_a_mask_cannot_remove_them() -> None:
     hides = {"kind": "gate", "granularity": "token", "visible": False}
     host = BY_NAME["bert"].build()
     host.config.is_decoder = True
-    with pytest.raises(UserError, match=r"config\.is_decoder is true"):
+    with pytest.raises(UserError, match="encoders only"):
         turnout.install(host, [hides])
     host = BY_NAME["bert"].build()
     host.config._attn_implementation = "flash_attention_2"
     with pytest.raises(UserError, match="attn_implementation='sdpa'"):
         turnout.install(host, [hides])
+
+
+def test_an_encoder_that_attends_to_the_left_is_a_decoder() -> None:
+    """BertLMHeadModel, say, or the decoder of an EncoderDecoderModel."""
+    config = BY_NAME["bert"].build().config
+    config.is_decoder = True
+    model = hf.BertLMHeadModel(config)
+    for spec in (
+        {"kind": "token-attention"},
+        {"kind": "gate", "granularity": "token", "capacity": 1.0},
+    ):
+        with pytest.raises(UserError, match="encoders"):
+            turnout.install(model, [spec])
+    with pytest.warns(UserWarning, match="later ones would then decide"):
+        turnout.install(model, ["gate"])
+    assert {site.stack for site in model.turnout.sites} == {"decoder"}

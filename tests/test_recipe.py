@@ -128,13 +128,13 @@ MISTAKES = {
     ),
     "not one of": (
         ("learning_rate: 3e-4", "freeze: embedding"),
-        "train.freeze: found 'embedding'; it should be 'none', 'embeddings', 'blocks' or 'host'; "
-        "did you mean 'embeddings'?",
+        "train.freeze: found 'embedding'; it should be 'none', 'embeddings', 'blocks', 'host' or "
+        "'units'; did you mean 'embeddings'?",
     ),
     "a bare yes": (
         ("learning_rate: 3e-4", "freeze: no"),
-        "train.freeze: found False; it should be 'none', 'embeddings', 'blocks' or 'host' (YAML "
-        "reads a bare",
+        "train.freeze: found False; it should be 'none', 'embeddings', 'blocks', 'host' or 'units' "
+        "(YAML reads a bare",
     ),
     "unknown kind": (
         ("kind: gate", "kind: gates"),

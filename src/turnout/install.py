@@ -220,11 +220,6 @@ def _hidden(configs: Sequence[RouterConfig], views: list[BlockView]) -> frozense
 def _check_hides(model: PreTrainedModel) -> None:
     """Raise UserError where tokens cannot be taken out of attention by its mask."""
     config: Any = model.base_model.config
-    if getattr(config, "is_decoder", False) and not config.is_encoder_decoder:
-        raise UserError(
-            "visible: false removes tokens from attention: encoders only, and config.is_decoder is "
-            "true here"
-        )
     name = config._attn_implementation
     if name not in ("sdpa", "eager"):
         raise UserError(

@@ -21,6 +21,7 @@ SITES: dict[str, tuple[str, ...]] = {
     "exit": ("layer",),
     "random-skip": ("attention", "layer", "ffn", "head", "expert", "adapter"),
     "random-jump": ("layer",),
+    "random-unit": ("adapter", "expert", "head"),
     "attention": ("head", "layer", "attention", "ffn", "expert", "adapter"),
     "token-attention": ("layer", "ffn"),
     "cluster": ("adapter", "expert", "head"),

@@ -66,6 +66,8 @@ def table() -> dict[str, Spec]:
     )
     for site in ("adapter", "expert", "head"):
         rows[f"cluster-{site}"] = dict(kind="cluster", site=site, experts=4)
+        rows[f"random-unit-{site}"] = dict(kind="random-unit", site=site, experts=4)
+    rows["random-unit-anew"] = dict(kind="random-unit", fixed=False, top=2)
     rows["cluster-top-2"] = dict(kind="cluster", top=2)
     for form in ("lora", "bottleneck"):
         rows[f"gate-{form}"] = dict(kind="gate", site="adapter", form=form, modulate=True, open=0.3)
@@ -120,7 +122,7 @@ def table() -> dict[str, Spec]:
 
 def has_dial(spec: Spec) -> bool:
     """Does the budget say what runs: not where it is always as many."""
-    return spec["kind"] != "cluster" and "top" not in spec
+    return spec["kind"] not in ("cluster", "random-unit") and "top" not in spec
 
 
 ROUTERS_ = table()
@@ -285,7 +287,7 @@ def test_same_seed_same_route(spec: Spec, training: bool) -> None:
     model.turnout.train(training)
     first = weights(routes(model, batch()))
     assert_same(first, weights(routes(model, batch())))
-    if spec["kind"].startswith("random"):
+    if spec["kind"].startswith("random") and not spec.get("fixed", spec["kind"] == "random-unit"):
         others = [weights(routes(model, batch(), seed=seed)) for seed in range(4, 12)]
         assert any(not torch.equal(first[key], other[key]) for other in others for key in first)
 
@@ -371,7 +373,7 @@ def test_random_routers_spend_the_budget(spec: Spec, budget: float) -> None:
 
 def dense_at_one(spec: Spec) -> bool:
     """Random routers read a budget of 1 as their own rate, and some weigh what they keep."""
-    if spec["kind"] == "cluster" or spec.get("site") == "adapter" or "top" in spec:
+    if spec["kind"] in ("cluster", "random-unit") or spec.get("site") == "adapter" or "top" in spec:
         return False
     weighs = spec.get("combine") or spec.get("modulate") or spec.get("capacity")
     return not spec["kind"].startswith("random") and not weighs

@@ -134,3 +134,16 @@ def test_the_z_loss_pulls_large_logits_down_most() -> None:
     objectives.z_loss(logit).backward()
     assert logit.grad is not None and (logit.grad.diff() > 0).all() and (logit.grad >= 0).all()
     assert objectives.z_loss(torch.full((3,), -30.0)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_units_of_one_site_are_to_be_used_alike() -> None:
+    weight = torch.tensor([0.7, 0.1, 0.1, 0.1]).expand(4, 5, 4).clone().requires_grad_()
+    trace = Trace()
+    place = Site("encoder.0.expert", "expert", "encoder", 0, 3, 4, UnitCost(row=2.0))
+    trace[place.key] = Route(place, weight)
+    trace.shape_BT["encoder"], trace.mask_BT["encoder"] = (4, 5), None
+    loss = objectives.balance(trace)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0.0675 / 0.0625)  # variance over squared mean
+    assert weight.grad is not None
+    assert bool((weight.grad[..., 0] > 0).all() and (weight.grad[..., 1:] < 0).all())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hosts_table import BY_NAME
+from sklearn.metrics import silhouette_score
 from sklearn.mixture import GaussianMixture
 
 import turnout
@@ -109,3 +110,18 @@ def test_what_cannot_be_fitted_is_said() -> None:
         turnout.install(HOST.build(), [{"kind": "cluster", "site": "head", "most": 3}])
     with pytest.raises(UserError, match="top 5 is more than the 3 units"):
         router(top=5)
+
+
+def test_many_rows_are_fitted_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("turnout.routers.cluster.MANY", 100)
+    found, which = rows(300)
+    made = router()
+    made.fit(found)
+    unit = made.weight_BU(torch.from_numpy(found)).argmax(1).numpy()
+    assert [len(set(unit[which == cluster])) for cluster in range(3)] == [1, 1, 1]
+    assert len(set(unit)) == 3
+    report = made.found
+    assert sorted(report["sizes"]) == sorted(np.bincount(which).tolist())
+    share = np.bincount(which) / 300
+    assert report["balance"] == pytest.approx(-(share * np.log(share)).sum() / np.log(3))
+    assert report["silhouette"] == pytest.approx(silhouette_score(found, which), abs=1e-5)

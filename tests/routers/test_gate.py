@@ -158,3 +158,22 @@ def test_decoders_do_not_look_ahead() -> None:
     for more in ({"keep": "expert-choice"}, {"capacity": 1.5}):
         with pytest.raises(turnout.UserError, match="later tokens would push out earlier ones"):
             turnout.install(BY_NAME["llama"].build(), [{**EXPERTS, **more}])
+
+
+def test_noise_changes_which_units_training_ranks_first() -> None:
+    ranked = []
+    for noise in (False, True):
+        spec = {**EXPERTS, "keep": "top-k", "top": 1, "noise": noise}
+        model = turnout.install(HOST.build(), [spec]).train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        seen = []
+        for seed in range(8):
+            model.turnout.seed = seed
+            with torch.no_grad(), turnout.trace() as trace:
+                model(**HOST.inputs("none"))
+            seen.append(trace["encoder.0.expert"].weight_BTU.argmax(-1))
+        ranked.append(torch.stack(seen))
+    assert (ranked[0] == ranked[0][0]).all()  # the same state has the same best expert
+    assert (ranked[1] != ranked[1][0]).float().mean() > 0.2

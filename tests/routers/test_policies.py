@@ -98,3 +98,54 @@ def test_q_learning_remembers_the_latest_and_its_target_follows() -> None:
 def test_q_learning_needs_one_unit_a_site() -> None:
     with pytest.raises(UserError, match="use 'policy' there"):
         turnout.install(HOST.build(), [{"kind": "q-learning", "site": "head"}])
+
+
+def test_a_layer_is_paid_for_with_its_sub_blocks() -> None:
+    """Other routers decide about all that a layer holds: its own cost alone would be nothing."""
+    gates = [{"kind": "gate", "site": site} for site in ("attention", "ffn")]
+    model = turnout.install(HOST.build(), [{"kind": "policy", "price": 0.4}, *gates]).eval()
+    router = model.turnout.all_routers()[0]
+    inputs, labels = HOST.inputs("none"), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        logits = model(**inputs)["logits"]
+        whole = router.reward(model.turnout.current_flow(), logits, labels)
+        right = logits.softmax(-1)[torch.arange(3), labels]
+        torch.testing.assert_close(whole, right - 0.4)
+        router.bias.fill_(-9.0)
+        model.turnout.budget = 0.5
+        logits = model(**inputs)["logits"]
+        right = logits.softmax(-1)[torch.arange(3), labels]
+        torch.testing.assert_close(
+            router.reward(model.turnout.current_flow(), logits, labels), right
+        )
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_logits_that_are_not_finite_spoil_nothing(name: str) -> None:
+    model = turnout.install(HOST.build(), [SPECS[name]]).train()
+    model(**HOST.inputs("none"))
+    (router,) = model.turnout.all_routers()
+    before = {key: value.clone() for key, value in router.state_dict().items()}
+    with pytest.raises(UserError, match="logits are NaN"):
+        logits = torch.full((3, 2), torch.nan)
+        router.losses(model.turnout.current_flow(), logits, torch.zeros(3).long(), None)
+    assert all(torch.equal(before[key], value) for key, value in router.state_dict().items())
+
+
+def test_the_bonus_is_for_undecided_policies() -> None:
+    """With rewards all alike, only the entropy bonus moves the probabilities: towards a half."""
+    model = turnout.install(
+        HOST.build(), [{"kind": "policy", "entropy": 1.0, "price": 0.0, "curriculum": 0.0}]
+    )
+    assert all(abs(score - 0.5) < 0.1 for score in learn(model, None))
+
+
+def test_exploring_ends_halfway() -> None:
+    model = turnout.install(
+        HOST.build(), [{"kind": "q-learning", "explore": 0.8, "explore_last": 0.2}]
+    )
+    (router,) = model.turnout.all_routers()
+    found = []
+    for router.done in (0.0, 0.25, 0.5, 1.0):
+        found.append(router.epsilon)
+    assert found == pytest.approx([0.8, 0.5, 0.2, 0.2])

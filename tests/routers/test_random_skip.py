@@ -57,3 +57,15 @@ def test_the_stacks_of_a_pair_draw_apart() -> None:
             one, two = trace[f"encoder.{n}.layer"], trace[f"decoder.{n}.layer"]
             differ |= not torch.equal(one.weight_BTU, two.weight_BTU)
     assert differ
+
+
+def test_sub_blocks_draw_apart() -> None:
+    skips = [{"kind": "random-skip", "site": site, "rate": 0.5} for site in ("attention", "ffn")]
+    model = turnout.install(BY_NAME["bert"].build(), skips).eval()
+    inputs = BY_NAME["bert"].inputs("none")
+    inputs = {key: value.repeat(20, 1) for key, value in inputs.items()}
+    inputs["input_ids"][:, 1] = torch.arange(len(inputs["input_ids"])) % 50 + 3
+    with torch.no_grad(), turnout.trace() as trace:
+        model(**inputs)
+    attention, ffn = (trace[f"encoder.1.{kind}"].active_BT for kind in ("attention", "ffn"))
+    assert 0.2 < float((attention == ffn).float().mean()) < 0.8

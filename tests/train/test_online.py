@@ -213,3 +213,45 @@ def test_a_causal_language_model_is_judged_by_the_next_token() -> None:
 
     rows = [{"input_ids": each, "labels": each} for each in ids]
     assert trusted_reward(model, rows, collate) == pytest.approx(float(right), rel=1e-5)
+
+
+def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
+    def begun() -> tuple[Any, OnlinePolicy]:
+        model = policy()
+        return model, OnlinePolicy(model, trust=0.2, guard=lambda: run_share(model), check_every=5)
+
+    model, online = begun()
+    torch.manual_seed(0)
+    for _ in range(7):
+        one_pass(model, online)
+    online.fallen = 2
+    online.save(tmp_path / "online")
+    again_model, again = begun()
+    again.resume(tmp_path / "online")
+    for each_model, each in ((model, online), (again_model, again)):
+        torch.manual_seed(1)
+        for _ in range(8):
+            one_pass(each_model, each)
+    assert (again.updates, again.fallen, again.stopped) == (15, online.fallen, online.stopped)
+    pairs = zip(model.turnout.parameters(), again_model.turnout.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+    small = turnout.install(BY_NAME["bert"].build(), [{"kind": "policy", "hidden": 8}])
+    other = OnlinePolicy(small)
+    with pytest.raises(UserError, match="of another policy"):
+        other.resume(tmp_path / "online")
+    (tmp_path / "online" / "online.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match="cannot be read"):
+        again.resume(tmp_path / "online")
+
+
+def test_a_rollback_is_to_the_best_policy() -> None:
+    model = policy()
+    online = OnlinePolicy(model)
+    first = deepcopy(model.turnout.state_dict())
+    torch.manual_seed(0)
+    one_pass(model, online)
+    now = model.turnout.state_dict()
+    assert any(not torch.equal(first[key], now[key]) for key in first)
+    online.rollback()
+    assert all(torch.equal(first[key], value) for key, value in model.turnout.state_dict().items())

@@ -263,3 +263,12 @@ def test_a_full_disk_leaves_nothing_half_written(path: Path, tmp_path: Path) -> 
     ]  # fmt: skip
     train(load(path, FEW), tmp_path / "run")  # with room again, it goes on
     assert turnout.load(tmp_path / "run")
+
+
+def test_a_search_beside_other_routers_is_refused_before_training(
+    path: Path, tmp_path: Path
+) -> None:
+    routers = "routers=[{kind: policy, imitate: 12}, {kind: gate, site: ffn}]"
+    with pytest.raises(UserError, match="must be the only router"):
+        train(load(path, (*FEW, routers)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

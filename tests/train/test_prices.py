@@ -11,7 +11,7 @@ from hosts_table import BY_NAME
 
 import turnout
 from turnout.routers.reward import shares
-from turnout.train.prices import measured_seconds
+from turnout.train.prices import measured_seconds, price_shares
 
 HOST = BY_NAME["bert"]
 
@@ -63,3 +63,13 @@ def test_the_prices_are_saved(tmp_path: Any) -> None:
     model.save_pretrained(tmp_path)
     (router,) = turnout.load(tmp_path).turnout.all_routers()
     assert router.seconds.tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("kind", ["policy", "q-learning"])
+def test_searches_and_environments_pay_the_same_prices(kind: str) -> None:
+    by_flops = turnout.install(HOST.build(), [{"kind": kind}]).turnout.all_routers()[0]
+    torch.testing.assert_close(price_shares(by_flops), torch.full((3,), 1 / 3))
+    spec = {"kind": kind, "cost": "seconds"}
+    router = turnout.install(HOST.build(), [spec]).turnout.all_routers()[0]
+    router.seconds.copy_(torch.tensor([1.0, 2.0, 5.0]))
+    torch.testing.assert_close(price_shares(router), torch.tensor([0.125, 0.25, 0.625]))

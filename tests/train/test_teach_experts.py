@@ -99,3 +99,18 @@ def test_what_cannot_be_taught() -> None:
     (router,) = model.turnout.all_routers()
     with pytest.raises(UserError, match="no rows"):
         teach_experts(model, router, [])
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match="not all finite"):
+        teach_experts(model, router, batches(1))
+
+
+def test_a_decoder_is_taught_by_its_own_tokens() -> None:
+    """Its mask is not that of what it reads, which is longer here."""
+    host = BY_NAME["t5"]
+    model = turnout.install(host.build(), [{**GATE, "stack": "decoder"}])
+    (router,) = model.turnout.all_routers()
+    inputs = host.inputs()
+    seen = watch_experts(model, router, [inputs])
+    mask = inputs.get("decoder_attention_mask", torch.ones_like(inputs["decoder_input_ids"]))
+    assert len(torch.cat(seen.states[router.sites[0].key])) == int(mask.sum())

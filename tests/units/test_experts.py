@@ -125,3 +125,25 @@ def test_adapters_beside_the_neurons_of_experts_are_refused() -> None:
     with pytest.raises(UserError, match="adapters there cannot have the targets in and out"):
         turnout.install(BY_NAME["bert"].build(), [GATE, lora])
     turnout.install(BY_NAME["bert"].build(), [GATE, {**lora, "targets": ["query"]}])
+
+
+def test_a_decoder_has_a_mask_of_its_own() -> None:
+    """Sources and targets of other lengths, and padding in the target."""
+    host = BY_NAME["t5"]
+    model = routed(host, split="random", stack="decoder")
+    inputs = host.inputs()
+    for how in ("coactivation", "importance"):
+        split_by_data(model, [{**inputs, "labels": inputs["decoder_input_ids"].contiguous()}], how)
+
+
+def test_a_frozen_host_has_important_neurons_too() -> None:
+    model = routed(BY_NAME["bert"], split="random")
+    model.requires_grad_(False)
+    inputs = BY_NAME["bert"].inputs()
+    split_by_data(model, [{**inputs, "labels": torch.tensor([0, 1, 1])}], "importance")
+    with pytest.raises(UserError, match="the batches hold no labels"):
+        split_by_data(model, [inputs], "importance")
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(UserError, match="not all finite"):
+        split_by_data(model, [inputs], "coactivation")

@@ -8,11 +8,16 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers as hf
 from hosts_table import BY_NAME
 
 import turnout
 from turnout import UserError
 from turnout.files import read_json, write_json
+from turnout.objectives import ObjectivesConfig
+from turnout.train.config import TrainConfig
+from turnout.train.fit import freeze
+from turnout.train.trainer import RoutedTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 TARGETS = {
@@ -154,3 +159,83 @@ def test_checkpoints_of_blocks_that_are_not_routed_are_refused(tmp_path: Path) -
     with pytest.raises(UserError, match=r"adapt block 0 of .*leave out hold_first"):
         turnout.install_lora(model, [tmp_path], {"kind": "gate", "hold_first": 1})
     assert not hasattr(model, "turnout")
+
+
+def test_what_plain_lora_is_not_is_refused(tmp_path: Path) -> None:
+    checkpoint("bert", tmp_path, 0)
+    config = read_json(tmp_path / "adapter_config.json")
+    for change, message in (
+        ({"init_lora_weights": "pissa_niter_16"}, "changed the host's own weights"),
+        ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens is set"),
+    ):
+        write_json(tmp_path / "adapter_config.json", {**config, **change})
+        with pytest.raises(UserError, match=message):
+            turnout.install_lora(BY_NAME["bert"].build(), [tmp_path])
+
+
+def test_cross_attention_is_out_of_reach(tmp_path: Path) -> None:
+    lora = peft.LoraConfig(r=2, target_modules=["q", "v"])  # of all attention, as by default
+    peft.get_peft_model(BY_NAME["t5"].build(), lora).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="which routers do not reach"):
+        turnout.install_lora(BY_NAME["t5"].build(), [tmp_path])
+
+
+def test_rank_stabilised_scale(tmp_path: Path) -> None:
+    inputs = BY_NAME["bert"].inputs("none")
+    lora = peft.LoraConfig(r=4, lora_alpha=3, use_rslora=True, target_modules=["query"])
+    model = peft.get_peft_model(BY_NAME["bert"].build(), lora).eval()
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            parameter.data = torch.randn(parameter.shape)
+    model.save_pretrained(tmp_path)
+    routed = turnout.install_lora(BY_NAME["bert"].build(), [tmp_path])
+    with torch.no_grad():
+        found, wanted = routed(**inputs)["logits"], model(**inputs)["logits"]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_router_over_checkpoints_learns_and_they_stay(tmp_path: Path) -> None:
+    """One checkpoint gives the wanted answer, the other does not: the gate finds out which."""
+    inputs = {key: value.repeat(8, 1) for key, value in BY_NAME["bert"].inputs("none").items()}
+    for seed in (1, 2):
+        checkpoint("bert", tmp_path / str(seed), seed)
+    with torch.no_grad():
+        right = turnout.install_lora(BY_NAME["bert"].build(), [tmp_path / "1"], {"kind": "cluster"})
+        wanted = right(**inputs)["logits"].softmax(-1)
+    model = turnout.install_lora(
+        BY_NAME["bert"].build(),
+        [tmp_path / "1", tmp_path / "2"],
+        {"kind": "gate", "keep": "top-k", "top": 1, "modulate": True},
+    )
+    freeze(model, "units")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    class Rows(torch.utils.data.Dataset[dict[str, Any]]):
+        def __len__(self) -> int:
+            return len(wanted)
+
+        def __getitem__(self, place: int) -> dict[str, Any]:
+            row = {key: value[place] for key, value in inputs.items()}
+            return {**row, "labels": wanted[place].argmax(), "teacher_logits": wanted[place].log()}
+
+    def distance() -> float:
+        with torch.no_grad():
+            found = model.eval()(**inputs)["logits"].log_softmax(-1)
+        return float(torch.nn.functional.kl_div(found, wanted, reduction="batchmean"))
+
+    first = distance()
+    trainer = RoutedTrainer(
+        model=model,
+        args=hf.TrainingArguments(
+            output_dir=str(tmp_path / "out"), max_steps=80, learning_rate=0.05, report_to="none",
+            per_device_train_batch_size=8, save_strategy="no", disable_tqdm=True, use_cpu=True,
+            remove_unused_columns=False,
+        ),
+        train_dataset=Rows(),
+        weights=ObjectivesConfig(task=0.0, distill=1.0, budget=0.0),
+        train_config=TrainConfig(router_learning_rate=0.05),
+    )  # fmt: skip
+    trainer.train()
+    assert distance() < 0.8 * first
+    changed = {k for k, value in model.state_dict().items() if not torch.equal(value, before[k])}
+    assert changed and all(name.startswith("turnout.routers.") for name in changed)

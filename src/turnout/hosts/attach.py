@@ -112,7 +112,7 @@ def find_family(model: PreTrainedModel) -> Family:
     refusals = [_refusal(model, family) for family in records]
     for family, refusal in zip(records, refusals, strict=True):
         if refusal is None:
-            return family
+            return _as_decoder(family) if _is_causal(config) else family
     if refusals:
         raise UserError(refusals[0])
     known = "; ".join(f"{f.name}: {', '.join(f.model_types)}" for f in FAMILIES.values())
@@ -126,6 +126,18 @@ def find_family(model: PreTrainedModel) -> Family:
         f"whose model_types hold it, among: {known}. Block lists in this model: "
         f"{', '.join(lists) or 'none'}. One record adds the family: see docs/hosts.md"
     )
+
+
+def _is_causal(config: Any) -> bool:
+    """Does an encoder's class attend to the left only (BertLMHeadModel, the decoder of an
+    EncoderDecoderModel)."""
+    return bool(getattr(config, "is_decoder", False)) and not config.is_encoder_decoder
+
+
+def _as_decoder(family: Family) -> Family:
+    """The record with its stacks named for what they do, so that nothing looks ahead in them."""
+    stacks = (replace(stack, name="decoder", hideable=False) for stack in family.stacks)
+    return replace(family, stacks=tuple(stacks))
 
 
 def _refusal(model: PreTrainedModel, family: Family) -> str | None:

@@ -38,7 +38,7 @@ def train_static(
     config, checkpoints = run.recipe.train, run.checkpoints / f"static-{name}"
     model = cut_host(dense, name)
     # without routers nothing would be left to train in a frozen host
-    if config.freeze == "host":
+    if config.freeze in ("host", "units"):
         config = config.model_copy(update={"freeze": "none"})
     fit(
         model,

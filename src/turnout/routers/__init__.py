@@ -18,6 +18,7 @@ from turnout.routers.policy import PolicyConfig, PolicyRouter
 from turnout.routers.q_learning import QLearningConfig, QLearningRouter
 from turnout.routers.random_jump import RandomJumpConfig, RandomJumpRouter
 from turnout.routers.random_skip import RandomSkipConfig, RandomSkipRouter
+from turnout.routers.random_unit import RandomUnitConfig, RandomUnitRouter
 from turnout.routers.token_attention import TokenAttentionConfig, TokenAttentionRouter
 
 ROUTERS: Registry[type[Router]] = Registry("router")
@@ -30,6 +31,7 @@ for _router in (
     QLearningRouter,
     RandomJumpRouter,
     RandomSkipRouter,
+    RandomUnitRouter,
     TokenAttentionRouter,
 ):
     ROUTERS.add(_router.Config.model_fields["kind"].default, _router)
@@ -43,6 +45,7 @@ AnyRouterConfig = Annotated[
     | QLearningConfig
     | RandomJumpConfig
     | RandomSkipConfig
+    | RandomUnitConfig
     | TokenAttentionConfig,
     Field(discriminator="kind"),
 ]

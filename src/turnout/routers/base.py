@@ -8,7 +8,7 @@ comes from the flow, everything remembered goes into ``flow.memory``: a router h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import datasets
 import numpy as np
@@ -149,8 +149,10 @@ class Router(nn.Module, ABC):
     def uniform(self, site: Site, hidden_BTD: Tensor, flow: Flow, *salts: int) -> Tensor:
         """A draw in [0, 1) for each unit at our granularity, (B, T or 1, U), by the pass's seed."""
         batch, parts = hidden_BTD.shape[0], []
+        kind = get_args(SiteKind).index(site.kind)
         for unit in range(site.units):
-            own = (*salts, unit) if unit else salts
+            own = (*salts, unit) if unit or kind else salts
+            own = (*own, kind) if kind else own  # sub-blocks of one layer draw apart
             if self.config.granularity == "token":
                 parts.append(flow.uniform_BT(hidden_BTD, site, *own))
             else:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from turnout import objectives
 from turnout.cost import dense_flops_B, nested, route_flops_B
+from turnout.errors import UserError
 from turnout.flow import IGNORED, Flow
 from turnout.route import Site
 from turnout.routers.base import RouterConfig
@@ -31,7 +32,13 @@ class RewardConfig(RouterConfig):
 
 @torch.no_grad()
 def quality(logits: Tensor, labels: Tensor, how: str) -> Tensor:
-    """Of each answer, 0..1, (B,); a mean over labelled tokens where tokens have labels."""
+    """Of each answer, 0..1, (B,); a mean over labelled tokens where tokens have labels. Raises
+    UserError for logits that are not finite: one such reward would spoil a router for good."""
+    if not bool(logits.isfinite().all()):
+        raise UserError(
+            "the model's logits are NaN or infinite, so there is no reward to learn from: lower "
+            "the learning rate, or train in fp32"
+        )
     if how == "probability":
         return (-objectives.loss_per_sequence(logits, labels)).exp()
     return correct(logits, labels)
@@ -49,10 +56,11 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
 @torch.no_grad()
 def shares(flow: Flow, sites: Sequence[Site], seconds_S: Tensor | None) -> Tensor:
     """What each site spent of the work of all of them, (B, S): adds up to 1 when everything runs.
+    A layer stands for its sub-blocks too, other routers' included: skipping it skips them.
 
     seconds_S: time of each site when it runs; None = FLOPs count.
     """
-    by_key = {route.site.key: route for route in nested(flow.trace)}
+    by_key = {route.site.key: route for route in nested(flow.trace, own=False)}
     spent, whole = [], []
     for place, site in enumerate(sites):
         route = by_key[site.key]

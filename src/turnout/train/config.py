@@ -10,7 +10,7 @@ from turnout.hosts.cut import Cut
 
 Count = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0.0)]
-Freeze = Literal["none", "embeddings", "blocks", "host"]
+Freeze = Literal["none", "embeddings", "blocks", "host", "units"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 
@@ -32,8 +32,9 @@ class TrainConfig(BaseModel):
     gradient. dropout: replaces the host's dropout (0 is much faster on a CPU); None keeps it.
     attention_dropout: another rate inside of attention (0 keeps torch's fused kernel on a CPU).
     freeze: ``embeddings`` trains all but the embeddings (much faster on a CPU), ``blocks`` trains
-    the head, and routers with their units, ``host`` trains only the routers once the dense host is
-    trained; routed_freeze: the same for the routed model alone (None = as ``freeze``). budget:
+    the head, and routers with their units, ``host`` trains only the routers and their units once
+    the dense host is trained, ``units`` only the routers (adapters stay as they were loaded);
+    routed_freeze: the same for the routed model alone (None = as ``freeze``). budget:
     share of the work that gates learn to spend, reached after ``anneal`` of the steps, and the
     budget that a loaded model starts with. precision: ``auto`` times real steps in fp32 and bf16
     and takes the faster. evaluate_every: steps between validations; None = an epoch. patience:

@@ -23,6 +23,8 @@ from turnout.execute.span import run_span
 from turnout.routers.base import masked_mean
 from turnout.routers.reward import quality as quality_of
 from turnout.train.answers import paired
+from turnout.train.prices import price_shares
+from turnout.train.search import mask_of
 
 try:
     import gymnasium
@@ -58,8 +60,7 @@ class RoutingEnv(gymnasium.Env[np.ndarray, np.int64]):
         self.model, self.rows, self.collate = model.eval(), rows, collate
         self.price, self.quality, self.shuffle = price, quality, shuffle
         self.sites = routers[0].sites
-        whole = sum(site.cost.row for site in self.sites)
-        self.share = [site.cost.row / whole for site in self.sites]
+        self.share = price_shares(routers[0]).tolist()
         width = routers[0].host.hidden
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (width + 1,), np.float32)
         self.action_space = gymnasium.spaces.Discrete(2)
@@ -108,8 +109,8 @@ class RoutingEnv(gymnasium.Env[np.ndarray, np.int64]):
         return float(quality_of(*paired(self.model, logits, self._labels), self.quality))
 
     def _observe(self) -> np.ndarray:
-        mask = self._inputs.get("attention_mask")
-        pooled = masked_mean(self._hidden, None if mask is None else mask.bool())
+        mask_BT = mask_of(self.model, self.sites[0], self._inputs, self._hidden)
+        pooled = masked_mean(self._hidden, mask_BT)
         state = F.layer_norm(pooled, pooled.shape[-1:])[0].cpu().numpy()
         depth = self._place / len(self.sites)
         return np.append(state, depth).astype(np.float32)

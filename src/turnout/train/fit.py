@@ -203,8 +203,8 @@ def set_dropout(model: PreTrainedModel, rate: float | None, attention: float | N
 
 
 def freeze(model: PreTrainedModel, what: str) -> None:
-    """Freeze nothing, the embeddings, all up to the head (``blocks``), or the host of a routed
-    model (only routers train)."""
+    """Freeze nothing, the embeddings, all up to the head (``blocks``), the host of a routed model
+    (only routers and their units train), or its ``units`` too (only routers)."""
     model.requires_grad_(True)
     if what in ("embeddings", "blocks"):
         model.get_input_embeddings().requires_grad_(False)
@@ -214,6 +214,7 @@ def freeze(model: PreTrainedModel, what: str) -> None:
     if what == "blocks":
         for view in blocks_of(model, find_family(model)):
             view.module.requires_grad_(False)
-    elif what == "host" and routing_of(model) is not None:
+    elif what in ("host", "units") and routing_of(model) is not None:
+        learns = "turnout." if what == "host" else "turnout.routers."
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith("turnout."))
+            parameter.requires_grad_(name.startswith(learns))

@@ -6,7 +6,8 @@ within ``trust`` (a trust region, as in TRPO, arXiv 1502.05477, by backtracking;
 ``check_every`` updates has its own); every ``check_every`` updates the reward on rows of our own,
 whose labels are trusted, is compared with that of the best policy so far, and a fall beyond
 ``margin`` restores that policy; and after ``strikes`` such falls without a new best between them,
-feedback is no longer listened to. Everything is written to a log.
+feedback is no longer listened to. Everything is written to a log; ``save`` and ``resume`` carry the
+bounds over a restart.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of
-from turnout.files import make_folder
+from turnout.files import atomic_dir, make_folder, read_json, write_json
 from turnout.objectives.divergence import bernoulli_kl
 from turnout.route import Trace
 from turnout.routers.reward import reinforce
@@ -35,6 +38,8 @@ from turnout.train.answers import paired
 from turnout.train.search import policy_of
 
 HALVINGS = 8
+TENSORS, FACTS = "online.safetensors", "online.json"
+COUNTED = ("updates", "fallen", "stopped")
 
 
 class OnlinePolicy:
@@ -218,6 +223,59 @@ class OnlinePolicy:
         self._checked = deepcopy(self._best)
         self.optimizer.state.clear()
         self._write({"event": "rollback"})
+
+    def save(self, folder: str | Path) -> None:
+        """Write all that the bounds remember, with the policy and its optimizer: a policy that was
+        stopped stays so after ``resume``."""
+        tensors = {
+            f"{part}/{name}": value.contiguous()
+            for part, state in (
+                ("now", self.router.state_dict()),
+                ("best", self._best),
+                ("checked", self._checked),
+            )
+            for name, value in state.items()
+        }
+        for place, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam/{place}/{name}": value for name, value in state.items()}
+        facts = {name: getattr(self, name) for name in COUNTED} | {"best": self._best_reward}
+        with atomic_dir(folder) as temp:
+            save_file({name: value.clone() for name, value in tensors.items()}, temp / TENSORS)
+            write_json(temp / FACTS, facts)
+
+    def resume(self, folder: str | Path) -> None:
+        """Go on where ``save`` was called. Raises UserError for a folder of another policy, or one
+        that cannot be read; nothing is changed then."""
+        folder = Path(folder)
+        facts: Any = read_json(folder / FACTS)
+        try:
+            tensors = load_file(folder / TENSORS)
+            values = {name: type(getattr(self, name))(facts[name]) for name in COUNTED}
+            best = facts["best"] if facts["best"] is None else float(facts["best"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder} cannot be read as an online policy: {error}") from None
+        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "checked": {}, "adam": {}}
+        for name, value in tensors.items():
+            part, _, rest = name.partition("/")
+            parts.setdefault(part, {})[rest] = value
+        own = {name: value.shape for name, value in self.router.state_dict().items()}
+        for part in ("now", "best", "checked"):
+            if {name: value.shape for name, value in parts[part].items()} != own:
+                raise UserError(f"{folder} holds the state of another policy")
+        adam: dict[int, dict[str, Tensor]] = {}
+        for name, value in parts["adam"].items():
+            place, _, rest = name.partition("/")
+            adam.setdefault(int(place), {})[rest] = value
+        self.router.load_state_dict(parts["now"])
+        device = next(self.router.parameters()).device
+        self._best, self._checked = (
+            {name: value.to(device) for name, value in parts[part].items()}
+            for part in ("best", "checked")
+        )
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": adam})
+        for name, value in values.items():
+            setattr(self, name, value)
+        self._best_reward = best
 
     def _write(self, entry: dict[str, Any]) -> dict[str, Any]:
         entry = {"update": self.updates, "time": time.time(), **entry}

@@ -27,7 +27,7 @@ from turnout.train.data import Data, encode, listed
 from turnout.train.fit import fit, freeze
 from turnout.train.host import host_labels, open_host
 from turnout.train.precision import moved
-from turnout.train.prepare import counted, prepare
+from turnout.train.prepare import check_alone, counted, prepare
 from turnout.train.saving import load_host, save
 
 CALIBRATION_ROWS = 512
@@ -91,6 +91,7 @@ def _host(recipe: Recipe, task: Task[Any], run: Run | None) -> tuple[PreTrainedM
         model, tokenizer = load_host(run.dense), run.tokenizer()
     else:
         model, tokenizer = open_host(recipe.model, task, new_head=recipe.train.epochs > 0)
+    check_alone(recipe.routers)
     install(_start(model, recipe), recipe.routers)
     cuts_of(model, recipe.measure.static)
     return model, tokenizer

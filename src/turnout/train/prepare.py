@@ -18,7 +18,7 @@ from turnout.install import install
 from turnout.routers.base import Router, RouterConfig
 from turnout.routers.cluster import ClusterConfig, ClusterRouter, best_count
 from turnout.routers.gate import GateRouter
-from turnout.routers.policy import PolicyRouter
+from turnout.routers.policy import PolicyConfig, PolicyRouter
 from turnout.train.data import Data, listed
 from turnout.train.prices import measured_seconds
 from turnout.train.search import imitate, search_routes
@@ -47,6 +47,16 @@ def counted(
             say(f"  {count} clusters have the lowest Bayesian information criterion ({told})")
             found[place] = config.with_units(count)
     return found
+
+
+def check_alone(routers: Sequence[RouterConfig]) -> None:
+    """Raise UserError for what ``prepare`` could not do beside other routers."""
+    for config in routers:
+        if isinstance(config, PolicyConfig) and config.imitate and len(routers) > 1:
+            raise UserError(
+                "policy with imitate: routes are searched on the host as it is, so it must be the "
+                "only router"
+            )
 
 
 def prepare(

@@ -11,9 +11,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from turnout.route import Route, Site
+from turnout.routers.base import Router
 
 ROUNDS = 7
 LEAST = 1e-6  # seconds; a site that saves nothing measurable still has a price
+
+
+def price_shares(router: Router) -> Tensor:
+    """What each site of a router costs, as a part of them all, (S,), on the CPU: measured seconds
+    where the router pays in seconds, else FLOPs of a token."""
+    seconds = getattr(router, "seconds", None)
+    if seconds is None:
+        seconds = torch.tensor([site.cost.row for site in router.sites])
+    return (seconds / seconds.sum()).cpu()
 
 
 @torch.inference_mode()

@@ -19,11 +19,15 @@ from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of
+from turnout.execute.routing import token_mask
 from turnout.execute.span import run_span
+from turnout.hosts.attach import find_family
+from turnout.route import Site
 from turnout.routers.base import masked_mean
 from turnout.routers.policy import PolicyRouter
 from turnout.routers.reward import quality
 from turnout.train.answers import paired
+from turnout.train.prices import price_shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +61,7 @@ def search_routes(
     if not len(rows):
         raise UserError("search_routes needs at least one labelled row")
     depth, width = len(router.sites), router.host.hidden
-    share_L = torch.tensor([site.cost.row for site in router.sites])
-    share_L = share_L / share_L.sum()
+    share_L = price_shares(router)
     routes = torch.ones(len(rows), depth)
     rewards, dense = torch.empty(len(rows)), torch.empty(len(rows))
     states = torch.empty(len(rows), depth, width)
@@ -100,9 +103,8 @@ def walk(
 ) -> tuple[Tensor, Tensor]:
     """Logits of given routes, and the pooled states on the way (B, L, D). Blocks run for all rows;
     rows that skip one keep their state."""
-    mask = inputs.get("attention_mask")
-    mask_BT = None if mask is None else mask.bool()
     hidden_BTD = run_span(model, inputs, 0, router.sites[0].layer)
+    mask_BT = mask_of(model, router.sites[0], inputs, hidden_BTD)
     states = []
     for place, site in enumerate(router.sites):
         states.append(masked_mean(hidden_BTD, mask_BT))
@@ -115,6 +117,14 @@ def walk(
             hidden_BTD = run_span(model, inputs, site.layer + 1, following, hidden_BTD)
     last = router.sites[-1].layer + 1
     return run_span(model, inputs, last, None, hidden_BTD)["logits"], torch.stack(states, 1)
+
+
+def mask_of(
+    model: PreTrainedModel, site: Site, inputs: dict[str, Any], hidden_BTD: Tensor
+) -> Tensor | None:
+    """Real tokens of a site's stack, (B, T); None when all are."""
+    stacks = {stack.name: stack for stack in find_family(model).stacks}
+    return token_mask(model, stacks[site.stack], inputs, *hidden_BTD.shape[:2])
 
 
 def imitate(

@@ -23,6 +23,7 @@ from turnout.hosts.attach import BlockView, blocks_of, find_family
 from turnout.hosts.linear import matrix_of
 from turnout.route import Site
 from turnout.routers.gate import GateRouter
+from turnout.units.experts import real_rows
 
 
 class Watch:
@@ -35,6 +36,7 @@ class Watch:
         views = {f"{v.stack.name}.{v.layer}": v for v in blocks_of(model, find_family(model))}
         self.states: dict[str, list[Tensor]] = {}
         self.weights: dict[str, list[Tensor]] = {}
+        self.model, self.inputs = model, dict[str, Tensor]()
         self.real: Tensor | slice = slice(None)
         self._handles = []
         for site in sites:
@@ -49,6 +51,7 @@ class Watch:
 
         def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             state = args[0] if args else kwargs["hidden_states"]
+            self.real = real_rows(self.model, view.stack, self.inputs, state)
             states.append(state.detach().flatten(0, -2)[self.real])
 
         def found(module: Any, args: tuple[Tensor, ...]) -> None:
@@ -81,8 +84,7 @@ def watch_experts(
     try:
         for batch in batches:
             inputs = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, Tensor)}
-            mask = inputs.get("attention_mask")
-            watch.real = slice(None) if mask is None else mask.bool().flatten()
+            watch.inputs = inputs
             run_span(model, inputs, 0, None)
             count += len(watch.states[router.sites[0].key][-1])
             if count >= tokens:
@@ -92,6 +94,9 @@ def watch_experts(
         model.train(was_training)
     if not count:
         raise UserError("there are no rows to teach gates over experts with")
+    for key, parts in (*watch.states.items(), *watch.weights.items()):
+        if not all(bool(part.isfinite().all()) for part in parts):
+            raise UserError(f"what {key} reads or adds is not all finite: NaN in the host?")
     return watch
 
 

@@ -23,8 +23,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
+from turnout.execute.routing import token_mask
 from turnout.execute.span import run_span
 from turnout.hosts.attach import BlockView, blocks_of, find_family
+from turnout.hosts.family import Stack
 from turnout.hosts.linear import matrix_of, reorder_columns, reorder_rows
 from turnout.route import Site
 from turnout.routers.cluster import balanced_labels
@@ -175,7 +177,9 @@ def _watch(
         def keep(module: Any, args: tuple[Tensor, ...]) -> None:
             kept[place] = args[0]
             if how == "importance":
-                args[0].retain_grad()
+                # a frozen host has no gradient of its own
+                kept[place] = args[0] if args[0].requires_grad else args[0].requires_grad_()
+                kept[place].retain_grad()
 
         return keep
 
@@ -191,13 +195,15 @@ def _watch(
             with torch.set_grad_enabled(how == "importance"):
                 outputs = run_span(model, inputs, 0, None)
                 if how == "importance":
-                    outputs["loss"].backward()
-            real = _real_rows(inputs)
+                    _loss_of(outputs).backward()
             for place, value in kept.items():
                 found = value.detach().abs()
+                if not bool(found.isfinite().all()):
+                    raise UserError(f"the neurons of {place} are not all finite: NaN in the host?")
                 if how == "importance":
                     assert value.grad is not None
                     found = found * value.grad.abs()
+                real = real_rows(model, views[place].stack, inputs, found)
                 parts[place].append(found.flatten(0, -2)[real])
             model.zero_grad()
             count += int(parts[next(iter(parts))][-1].shape[0])
@@ -212,7 +218,16 @@ def _watch(
     return {place: torch.cat(found)[:tokens] for place, found in parts.items()}
 
 
-def _real_rows(inputs: Mapping[str, Tensor]) -> Tensor | slice:
-    """Which rows of the flattened batch are real tokens."""
-    mask = inputs.get("attention_mask")
-    return slice(None) if mask is None or mask.ndim != 2 else mask.bool().flatten()
+def real_rows(
+    model: PreTrainedModel, stack: Stack, inputs: Mapping[str, Tensor], state: Tensor
+) -> Tensor | slice:
+    """Which rows of a stack's flattened state (B, T, ...) are real tokens."""
+    mask_BT = token_mask(model, stack, dict(inputs), state.shape[0], state.shape[1])
+    return slice(None) if mask_BT is None else mask_BT.flatten()
+
+
+def _loss_of(outputs: Any) -> Tensor:
+    loss = outputs.get("loss")
+    if loss is None:
+        raise UserError("importance is that of the loss, but the batches hold no labels")
+    return loss

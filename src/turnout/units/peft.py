@@ -19,6 +19,7 @@ from turnout.hosts.attach import BlockView, blocks_of, find_family, unit_name
 
 NAMES = ("query", "key", "value", "output", "in", "out")
 PREFIX = "base_model.model."
+CHANGES_THE_HOST = ("pissa", "olora", "corda", "loftq")  # ways to begin a LoRA, of PEFT
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,13 @@ def _check(folder: Path, config: Any) -> None:
         )
     if not isinstance(config.get("lora_alpha"), int | float):
         raise UserError(f"{folder}/adapter_config.json: lora_alpha is missing, or no number")
-    for field in ("use_dora", "rank_pattern", "alpha_pattern"):
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(CHANGES_THE_HOST):
+        raise UserError(
+            f"{folder}: init_lora_weights {start!r} changed the host's own weights too: convert it "
+            "with PEFT (save_pretrained(path_initial_model_for_weight_conversion=...)) first"
+        )
+    for field in ("use_dora", "rank_pattern", "alpha_pattern", "alora_invocation_tokens"):
         if config.get(field):
             raise UserError(f"{folder}: {field} is set, which cannot be routed")
     if config.get("bias", "none") != "none":
@@ -108,10 +115,14 @@ def lora_fields(
     for lora in loras:
         for path, (a, b) in lora.layers.items():
             if path not in places:
-                raise UserError(
-                    f"{lora.folder} adapts {path}, which is no linear layer of a block of this "
-                    f"{type(model).__name__}: was it trained for another host?"
+                why = (
+                    "which routers do not reach: they serve the linear layers of self-attention "
+                    "and of dense feed-forward networks"
+                    if path in dict(model.named_modules())
+                    else f"which is no layer of this {type(model).__name__}: was it trained for "
+                    "another host?"
                 )
+                raise UserError(f"{lora.folder} adapts {path}, {why}")
             weight: Any = model.get_submodule(path).weight
             if sorted(weight.shape) != sorted((b.shape[0], a.shape[1])):
                 raise UserError(
