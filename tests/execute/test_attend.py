@@ -131,20 +131,18 @@ def test_a_pass_under_activation_checkpointing_routes_alike() -> None:
 
 @every_encoder
 def test_bf16_steps_have_the_gradients_of_the_host(host: Host) -> None:
-    grads = []
-    for routed in (False, True):
-        model = host.build().train()
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+    def gradients(bf16: bool, routed: bool) -> torch.Tensor:
+        model = host.build()  # without dropout, whose draws would differ
         if routed:  # all tokens run, through the watched function and its kernel for bf16
-            turnout.install(model, [{**ROUTER, "least": 1.0}])
-        with torch.autocast("cpu", torch.bfloat16, enabled=routed):
+            turnout.install(model, [ROUTER])
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = model(**host.inputs("right"))["logits"]
         logits.float().square().sum().backward()
-        host_grads = [p.grad.flatten() for n, p in model.named_parameters() if p.grad is not None]
-        grads.append(torch.cat(host_grads))
-    assert torch.cosine_similarity(grads[0], grads[1], dim=0) > 0.99
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    exact, plain, ours = (gradients(*how) for how in ((False, False), (True, False), (True, True)))
+    error, usual = (1 - torch.cosine_similarity(exact, each, dim=0) for each in (ours, plain))
+    assert error < 2 * usual + 0.01  # as far off as bf16 is by itself
 
 
 def test_what_cannot_be_watched_is_refused() -> None:

@@ -78,7 +78,7 @@ def test_pooled_equals_batched_equals_alone(router: str, name: str, budget: floa
         assert pooled.share == pytest.approx(other.share)
         assert pooled.use == pytest.approx(other.use)
         for ours, theirs in zip(pooled.logits, other.logits, strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
+            np.testing.assert_allclose(ours, theirs, rtol=5e-5, atol=2e-5)
 
 
 def test_logits_of_tokens_are_cut_where_the_padding_is() -> None:
@@ -90,7 +90,7 @@ def test_logits_of_tokens_are_cut_where_the_padding_is() -> None:
         assert [len(row) for row in left.logits] == [len(row["input_ids"]) for row in rows]
     right = predict_bulk(model, rows, collate, 10_000, pooled=False)
     for ours, theirs in zip(right.logits, alone.logits, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
+        np.testing.assert_allclose(ours, theirs, rtol=5e-5, atol=2e-5)
 
 
 def test_what_cannot_be_pooled_runs_batch_by_batch() -> None:

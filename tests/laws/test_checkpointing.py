@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 import turnout
 from turnout.cost import trace_share
 
-GATE = {"kind": "gate", "open": 0.5}
+GATE = {"kind": "gate", "open": 0.0}
 
 
 def ready(host: Host, *routers: Any) -> PreTrainedModel:

@@ -255,3 +255,19 @@ def test_a_rollback_is_to_the_best_policy() -> None:
     assert any(not torch.equal(first[key], now[key]) for key in first)
     online.rollback()
     assert all(torch.equal(first[key], value) for key, value in model.turnout.state_dict().items())
+
+
+def test_a_policy_that_is_sure_explores_still() -> None:
+    model = turnout.install(BY_NAME["bert"].build(), [{"kind": "policy", "open": 30.0}]).eval()
+    ran = []
+    for least in (0.0, 0.3):
+        online = OnlinePolicy(model, least=least)
+        with torch.no_grad(), online.explore(), turnout.trace() as trace:
+            model(**INPUTS)
+        ran.append(float(torch.stack([r.weight_BTU.mean() for r in trace.values()]).mean()))
+    assert ran[0] == 1.0 and 0.5 < ran[1] < 0.9
+    with torch.no_grad(), turnout.trace() as trace:
+        model(**INPUTS)
+    assert all(bool((route.weight_BTU == 1).all()) for route in trace.values())
+    with pytest.raises(UserError, match="at most a half"):
+        OnlinePolicy(model, least=0.6)

@@ -69,7 +69,8 @@ class PolicyRouter(Router):
         self.bias_of_baseline = nn.Parameter(torch.zeros(()))
         by_time = config.cost == "seconds"
         self.register_buffer("seconds", torch.ones(len(sites)) if by_time else None)
-        self.explores = False  # draw routes in inference too, to learn from feedback
+        # draw routes in inference too, each action with at least this chance: to learn in use
+        self.explores: float | None = None
         self._place = {site.key: place for place, site in enumerate(sites)}
 
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
@@ -80,13 +81,14 @@ class PolicyRouter(Router):
         asked = site if self.config.decide == "layer" else first
         logit_BU = self.logit(place, flow.memory[(asked.key, "state")])
         score_BTU = logit_BU.sigmoid()[:, None]
-        if not (flow.training or self.explores):
+        if not flow.training and self.explores is None:
             keep_BTU = select.threshold(score_BTU, self.level(flow.budget))
             return Route(site, keep_BTU, score_BTU)
         if flow.training and not self.decides(place):
             return Route(site, torch.ones_like(score_BTU).detach(), score_BTU)
         uniform_BTU = self.uniform(site, hidden_BTD, flow, 7, place)
-        keep_BTU = select.sample(score_BTU.detach(), uniform_BTU)
+        least = self.explores or 0.0
+        keep_BTU = select.sample(score_BTU.detach().clamp(least, 1 - least), uniform_BTU)
         log_prob_BU = F.logsigmoid(torch.where(keep_BTU[:, 0] > 0, logit_BU, -logit_BU))
         return Route(site, keep_BTU, score_BTU, log_prob_BU.sum(-1, keepdim=True))
 

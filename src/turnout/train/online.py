@@ -46,7 +46,9 @@ class OnlinePolicy:
     """Updates the policy of a routed model from rewards.
 
     guard: a function of no arguments that gives the mean reward of the model on trusted rows (see
-    ``trusted_reward``); None = no check, only the trust region. log: a file, a JSON object a line.
+    ``trusted_reward``); None = no check, only the trust region. least: chance of the unlikelier
+    action while exploring; what is drawn so counts as if the policy had drawn it, or a policy that
+    is sure of everything would never learn again. log: a file, a JSON object a line.
     Raises UserError for another model, settings that make no sense, and a guard that gives no
     finite number.
     """
@@ -61,6 +63,7 @@ class OnlinePolicy:
         check_every: int = 10,
         margin: float = 0.01,
         strikes: int = 3,
+        least: float = 0.05,
         log: str | Path | None = None,
     ) -> None:
         self.model, self.router = model, policy_of(model)
@@ -71,7 +74,9 @@ class OnlinePolicy:
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value!r}")
         self.trust, self.guard, self.margin = trust, guard, margin
-        self.check_every, self.strikes = check_every, strikes
+        if not 0 <= least <= 0.5:
+            raise UserError(f"least must be a probability of at most a half, got {least!r}")
+        self.check_every, self.strikes, self.least = check_every, strikes, least
         self.log = None if log is None else make_folder(Path(log).parent) / Path(log).name
         self.optimizer = torch.optim.Adam(self.router.parameters(), lr=rate)
         self.updates = self.fallen = 0
@@ -80,13 +85,13 @@ class OnlinePolicy:
 
     @contextmanager
     def explore(self) -> Iterator[None]:
-        """Routes inside are drawn by the policy's probabilities, so that there is something to
-        learn from; the host stays as in inference."""
-        self.router.explores = True
+        """Routes inside are drawn by the policy's probabilities, none below ``least``, so that
+        there is something to learn from; the host stays as in inference."""
+        self.router.explores = self.least
         try:
             yield
         finally:
-            self.router.explores = False
+            self.router.explores = None
 
     def update(self, trace: Trace, reward: Tensor | Sequence[float]) -> dict[str, Any]:
         """Learn from the trace of one pass that was made inside of ``explore``, and a reward a
@@ -296,7 +301,7 @@ def trusted_reward(
     if not len(rows):
         raise UserError("trusted_reward needs at least one labelled row")
     was_training, total = model.training, 0.0
-    explored, router.explores = router.explores, False
+    explored, router.explores = router.explores, None
     model.eval()
     try:
         for group in groups_by_length(lengths_of(rows), batch_tokens):
