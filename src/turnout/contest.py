@@ -88,10 +88,10 @@ def compare(
     run folder a contender in ``out``, beside results.json, report.html and comparison.json. Started
     again, it goes on. Raises UserError for an unknown name, and whatever training raises.
     """
-    out = make_folder(Path(out))
-    wanted = _suited(recipe, chosen(names), "all" in names, say)
     if jobs < 1:
         raise UserError(f"jobs must be at least 1, got {jobs}")
+    out = make_folder(Path(out))
+    wanted = _suited(recipe, chosen(names), "all" in names, say)
     made = {name: with_router(recipe, name) for name in wanted}
     first = train(
         made[wanted[0]], out / wanted[0], dense=dense, only_dense=True, say=say, progress=progress

@@ -27,9 +27,8 @@ def nested(trace: Trace, own: bool = True) -> list[Route]:
     """The routes as they were carried out: a sub-block runs only where its layer runs too, and
     each site has its own cost (see ``own_costs``), or with ``own=False`` the cost of all that it
     stands for, its routed sub-blocks included."""
-    costs = {route.site.key: route.site.cost for route in trace.values()}
-    if own:
-        costs = own_costs(route.site for route in trace.values())
+    sites = [route.site for route in trace.values()]
+    costs = own_costs(sites) if own else {site.key: site.cost for site in sites}
     found = []
     for key, route in trace.items():
         weight_BTU = _ran(route.weight_BTU)

@@ -20,6 +20,7 @@ from turnout.flow import Flow
 from turnout.route import Granularity, Route, Site, SiteKind
 
 Target = Literal["query", "key", "value", "output", "in", "out"]
+KINDS = get_args(SiteKind)
 Budget = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -149,10 +150,11 @@ class Router(nn.Module, ABC):
     def uniform(self, site: Site, hidden_BTD: Tensor, flow: Flow, *salts: int) -> Tensor:
         """A draw in [0, 1) for each unit at our granularity, (B, T or 1, U), by the pass's seed."""
         batch, parts = hidden_BTD.shape[0], []
-        kind = get_args(SiteKind).index(site.kind)
+        kind = KINDS.index(site.kind)
         for unit in range(site.units):
-            own = (*salts, unit) if unit or kind else salts
-            own = (*own, kind) if kind else own  # sub-blocks of one layer draw apart
+            own = (*salts, unit) if unit else salts
+            if kind:  # sub-blocks of one layer draw apart
+                own = (*salts, unit, kind)
             if self.config.granularity == "token":
                 parts.append(flow.uniform_BT(hidden_BTD, site, *own))
             else:

@@ -233,7 +233,7 @@ class OnlinePolicy:
         """Write all that the bounds remember, with the policy and its optimizer: a policy that was
         stopped stays so after ``resume``."""
         tensors = {
-            f"{part}/{name}": value.contiguous()
+            f"{part}/{name}": value
             for part, state in (
                 ("now", self.router.state_dict()),
                 ("best", self._best),

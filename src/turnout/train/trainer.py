@@ -23,7 +23,7 @@ from turnout.cost import trace_share
 from turnout.errors import UserError
 from turnout.execute.routing import Routing
 from turnout.files import read_json
-from turnout.train.answers import predicts_next
+from turnout.train.answers import paired
 from turnout.train.config import TrainConfig
 from turnout.train.saving import check_weights, load_weights
 from turnout.units.copies import CopyBank
@@ -148,9 +148,10 @@ class RoutedTrainer(Trainer):
         weights = self.weights
         labels = inputs.get("labels")
         logits = outputs["logits"]
-        if labels is not None and predicts_next(self.accelerator.unwrap_model(model)):
-            logits, labels = logits[:, :-1], labels[:, 1:]
-            teacher = None if teacher is None else teacher[:, :-1]
+        if labels is not None:
+            host = self.accelerator.unwrap_model(model)
+            teacher = None if teacher is None else paired(host, teacher, labels)[0]
+            logits, labels = paired(host, logits, labels)
         parts = {"task": outputs["loss"]}
         keep = labels != -100 if labels is not None and labels.ndim == 2 else None
         if teacher is not None and weights.distill:

@@ -177,9 +177,7 @@ def _watch(
         def keep(module: Any, args: tuple[Tensor, ...]) -> None:
             kept[place] = args[0]
             if how == "importance":
-                # a frozen host has no gradient of its own
-                kept[place] = args[0] if args[0].requires_grad else args[0].requires_grad_()
-                kept[place].retain_grad()
+                args[0].requires_grad_().retain_grad()  # a frozen host asks for none by itself
 
         return keep
 
