@@ -31,6 +31,8 @@ def gemma_folder() -> Path:
     with quiet_loading():
         name = {"gguf_file": file.name}
         model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **name)
+        # the weights are de-quantized, and still called quantized, which cannot be saved
+        model.hf_quantizer.remove_quantization_config(model)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **name)
     with atomic_dir(FOLDER) as temp:
         model.save_pretrained(temp)

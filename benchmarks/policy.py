@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 from common import Benchmark, Row, goal, main, workers_for
-from datasets_here import AG_LABELS, ag_news
+from datasets_here import AG_LABELS
 from frontier_claim import WORK, at_speed, named, not_reached
-from trained import Study, dense_host, dense_hosts
+from trained import Study, ag_news_hosts, dense_host
 from transformers import TrainerCallback, set_seed
 
 import turnout
@@ -276,17 +276,7 @@ def frontier_rows(fields: dict[str, Any], seed: int, quick: bool) -> Iterator[Ro
 def run() -> None:
     benchmark = Benchmark("policy", "a policy learns from rewards, and within bounds", (0, 1, 2))
     quick = benchmark.quick
-    fields = {
-        seed: ag_news(
-            benchmark.folder("ag_news"), WORK / f"{named('ag_news', seed, quick)}-data", seed, quick
-        )
-        for seed in benchmark.seeds
-    }
-    hosts = [
-        (each, settings(seed, quick), named("ag_news", seed, quick))
-        for seed, each in fields.items()
-    ]
-    dense_hosts(hosts)
+    fields = ag_news_hosts(benchmark, {seed: settings(seed, quick) for seed in benchmark.seeds})
     calls = [
         (call, fields[seed], seed, quick)
         for seed in benchmark.seeds

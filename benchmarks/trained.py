@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any
 
 import datasets
 import numpy as np
-from common import workers_for
-from frontier_claim import WORK
+from common import Benchmark, workers_for
+from datasets_here import ag_news
+from frontier_claim import WORK, named
 from transformers import PreTrainedModel, set_seed
 
 from turnout.execute.pool import predict_bulk
@@ -70,11 +71,20 @@ def dense_host(fields: dict[str, Any], config: TrainConfig, name: str) -> tuple[
     return made, model.eval()
 
 
-def dense_hosts(calls: Sequence[tuple[dict[str, Any], TrainConfig, str]]) -> None:
-    """Train the hosts that are missing, as many at once as there are cores."""
-    missing = [(_make_host, *call) for call in calls if not (WORK / call[2] / "dense").is_dir()]
-    for _ in in_processes(missing, workers_for(missing)):
+def ag_news_hosts(benchmark: Benchmark, configs: dict[int, TrainConfig]) -> dict[int, Any]:
+    """The task AG News of each seed; the dense hosts that are missing are trained, as many at once
+    as there are cores, and ``dense_host`` finds them."""
+    fields, calls = {}, []
+    for seed, config in configs.items():
+        name = named("ag_news", seed, benchmark.quick)
+        fields[seed] = ag_news(
+            benchmark.folder("ag_news"), WORK / f"{name}-data", seed, benchmark.quick
+        )
+        if not (WORK / name / "dense").is_dir():
+            calls.append((_make_host, fields[seed], config, name))
+    for _ in in_processes(calls, workers_for(calls)):
         pass
+    return fields
 
 
 def _make_host(fields: dict[str, Any], config: TrainConfig, name: str) -> None:

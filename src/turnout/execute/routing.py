@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from numbers import Real
 from typing import Any
 
@@ -145,11 +145,25 @@ class Routing(nn.Module):
             seed = int(torch.randint(0, 2**62, ()).item())
         else:
             seed = self.seed
-
-        def mask_of(stack: str, batch: int, length: int) -> Tensor | None:
-            return token_mask(model, self.stacks[stack], inputs, batch, length)
-
+        mask_of = partial(self.token_mask, model, inputs)
         return Flow(inputs, seed, self.budget, training, mask_of)
+
+    def token_mask(
+        self, model: nn.Module, inputs: Mapping[str, Any], stack: str, batch: int, length: int
+    ) -> Tensor | None:
+        """The bool (B, T) mask of a stack's real tokens; None when all are, or when the inputs hold
+        no mask that fits."""
+        kind = self.stacks[stack]
+        mask = inputs.get(kind.mask) if kind.mask else None
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[0] != batch:
+            return None
+        if kind.mask_method is not None:
+            base: Any = model.base_model
+            mask = getattr(base, kind.mask_method)(length, mask)
+        if mask.shape[1] < length:
+            return None
+        mask = mask[:, mask.shape[1] - length :].bool()
+        return None if bool(mask.all()) else mask
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the model: start a pass."""
@@ -215,19 +229,3 @@ def _check_layerdrop(model: nn.Module) -> None:
 def forward_names(model_class: type[nn.Module]) -> tuple[str, ...]:
     """The names of the arguments of a class's forward method, in their order."""
     return tuple(inspect.signature(model_class.forward).parameters)[1:]
-
-
-def token_mask(
-    model: nn.Module, stack: Stack, inputs: dict[str, Any], batch: int, length: int
-) -> Tensor | None:
-    """The bool (B, T) mask of a stack's real tokens; None when the inputs hold none that fits."""
-    mask = inputs.get(stack.mask) if stack.mask else None
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[0] != batch:
-        return None
-    if stack.mask_method is not None:
-        base: Any = model.base_model
-        mask = getattr(base, stack.mask_method)(length, mask)
-    if mask.shape[1] < length:
-        return None
-    mask = mask[:, mask.shape[1] - length :].bool()
-    return None if bool(mask.all()) else mask

@@ -24,7 +24,6 @@ from turnout.routers.base import masked_mean
 from turnout.routers.reward import quality as quality_of
 from turnout.train.answers import paired
 from turnout.train.prices import price_shares
-from turnout.train.search import mask_of
 
 try:
     import gymnasium
@@ -109,7 +108,9 @@ class RoutingEnv(gymnasium.Env[np.ndarray, np.int64]):
         return float(quality_of(*paired(self.model, logits, self._labels), self.quality))
 
     def _observe(self) -> np.ndarray:
-        mask_BT = mask_of(self.model, self.sites[0], self._inputs, self._hidden)
+        routing: Any = self.model.turnout
+        batch, length = self._hidden.shape[:2]
+        mask_BT = routing.token_mask(self.model, self._inputs, self.sites[0].stack, batch, length)
         pooled = masked_mean(self._hidden, mask_BT)
         state = F.layer_norm(pooled, pooled.shape[-1:])[0].cpu().numpy()
         depth = self._place / len(self.sites)

@@ -19,10 +19,7 @@ from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of
-from turnout.execute.routing import token_mask
 from turnout.execute.span import run_span
-from turnout.hosts.attach import find_family
-from turnout.route import Site
 from turnout.routers.base import masked_mean
 from turnout.routers.policy import PolicyRouter
 from turnout.routers.reward import quality
@@ -104,7 +101,8 @@ def walk(
     """Logits of given routes, and the pooled states on the way (B, L, D). Blocks run for all rows;
     rows that skip one keep their state."""
     hidden_BTD = run_span(model, inputs, 0, router.sites[0].layer)
-    mask_BT = mask_of(model, router.sites[0], inputs, hidden_BTD)
+    routing: Any = model.turnout
+    mask_BT = routing.token_mask(model, inputs, router.sites[0].stack, *hidden_BTD.shape[:2])
     states = []
     for place, site in enumerate(router.sites):
         states.append(masked_mean(hidden_BTD, mask_BT))
@@ -117,14 +115,6 @@ def walk(
             hidden_BTD = run_span(model, inputs, site.layer + 1, following, hidden_BTD)
     last = router.sites[-1].layer + 1
     return run_span(model, inputs, last, None, hidden_BTD)["logits"], torch.stack(states, 1)
-
-
-def mask_of(
-    model: PreTrainedModel, site: Site, inputs: dict[str, Any], hidden_BTD: Tensor
-) -> Tensor | None:
-    """Real tokens of a site's stack, (B, T); None when all are."""
-    stacks = {stack.name: stack for stack in find_family(model).stacks}
-    return token_mask(model, stacks[site.stack], inputs, *hidden_BTD.shape[:2])
 
 
 def imitate(

@@ -51,7 +51,7 @@ class Watch:
 
         def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             state = args[0] if args else kwargs["hidden_states"]
-            self.real = real_rows(self.model, view.stack, self.inputs, state)
+            self.real = real_rows(self.model, view.stack.name, self.inputs, state)
             states.append(state.detach().flatten(0, -2)[self.real])
 
         def found(module: Any, args: tuple[Tensor, ...]) -> None:

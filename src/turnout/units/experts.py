@@ -23,10 +23,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
-from turnout.execute.routing import token_mask
 from turnout.execute.span import run_span
 from turnout.hosts.attach import BlockView, blocks_of, find_family
-from turnout.hosts.family import Stack
 from turnout.hosts.linear import matrix_of, reorder_columns, reorder_rows
 from turnout.route import Site
 from turnout.routers.cluster import balanced_labels
@@ -201,7 +199,7 @@ def _watch(
                 if how == "importance":
                     assert value.grad is not None
                     found = found * value.grad.abs()
-                real = real_rows(model, views[place].stack, inputs, found)
+                real = real_rows(model, views[place].stack.name, inputs, found)
                 parts[place].append(found.flatten(0, -2)[real])
             model.zero_grad()
             count += int(parts[next(iter(parts))][-1].shape[0])
@@ -217,10 +215,11 @@ def _watch(
 
 
 def real_rows(
-    model: PreTrainedModel, stack: Stack, inputs: Mapping[str, Tensor], state: Tensor
+    model: PreTrainedModel, stack: str, inputs: Mapping[str, Tensor], state: Tensor
 ) -> Tensor | slice:
     """Which rows of a stack's flattened state (B, T, ...) are real tokens."""
-    mask_BT = token_mask(model, stack, dict(inputs), state.shape[0], state.shape[1])
+    routing: Any = model.turnout
+    mask_BT = routing.token_mask(model, inputs, stack, state.shape[0], state.shape[1])
     return slice(None) if mask_BT is None else mask_BT.flatten()
 
 
