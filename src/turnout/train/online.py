@@ -22,24 +22,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of
-from turnout.files import atomic_dir, make_folder, read_json, write_json
+from turnout.files import make_folder
 from turnout.objectives.divergence import bernoulli_kl
 from turnout.route import Trace
 from turnout.routers.reward import reinforce
 from turnout.train.answers import paired
+from turnout.train.online_files import read_state, write_state
 from turnout.train.search import policy_of
 
 HALVINGS = 8
-TENSORS, FACTS = "online.safetensors", "online.json"
-COUNTED = ("updates", "fallen", "stopped")
+COUNTED = {"updates": int, "fallen": int, "stopped": bool}
 
 
 class OnlinePolicy:
@@ -205,9 +203,7 @@ class OnlinePolicy:
         """Compare with the best policy so far on trusted rows; keep, or roll back."""
         assert self._best_reward is not None
         if reward < self._best_reward - self.margin:
-            self.router.load_state_dict(self._best)
-            self._checked = deepcopy(self._best)
-            self.optimizer.state.clear()
+            self._restore()
             self.fallen += 1
             self.stopped = self.fallen >= self.strikes
             return {"trusted": reward, "rolled_back": True, "stopped": self.stopped}
@@ -224,63 +220,35 @@ class OnlinePolicy:
 
     def rollback(self) -> None:
         """Back to the best policy that was checked."""
+        self._restore()
+        self._write({"event": "rollback"})
+
+    def _restore(self) -> None:
         self.router.load_state_dict(self._best)
         self._checked = deepcopy(self._best)
         self.optimizer.state.clear()
-        self._write({"event": "rollback"})
 
     def save(self, folder: str | Path) -> None:
         """Write all that the bounds remember, with the policy and its optimizer: a policy that was
         stopped stays so after ``resume``."""
-        tensors = {
-            f"{part}/{name}": value
-            for part, state in (
-                ("now", self.router.state_dict()),
-                ("best", self._best),
-                ("checked", self._checked),
-            )
-            for name, value in state.items()
-        }
-        for place, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam/{place}/{name}": value for name, value in state.items()}
+        states = {"now": self.router.state_dict(), "best": self._best, "checked": self._checked}
         facts = {name: getattr(self, name) for name in COUNTED} | {"best": self._best_reward}
-        with atomic_dir(folder) as temp:
-            save_file({name: value.clone() for name, value in tensors.items()}, temp / TENSORS)
-            write_json(temp / FACTS, facts)
+        write_state(folder, states, self.optimizer.state_dict()["state"], facts)
 
     def resume(self, folder: str | Path) -> None:
         """Go on where ``save`` was called. Raises UserError for a folder of another policy, or one
         that cannot be read; nothing is changed then."""
-        folder = Path(folder)
-        facts: Any = read_json(folder / FACTS)
-        try:
-            tensors = load_file(folder / TENSORS)
-            values = {name: type(getattr(self, name))(facts[name]) for name in COUNTED}
-            best = facts["best"] if facts["best"] is None else float(facts["best"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder} cannot be read as an online policy: {error}") from None
-        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "checked": {}, "adam": {}}
-        for name, value in tensors.items():
-            part, _, rest = name.partition("/")
-            parts.setdefault(part, {})[rest] = value
-        own = {name: value.shape for name, value in self.router.state_dict().items()}
-        for part in ("now", "best", "checked"):
-            if {name: value.shape for name, value in parts[part].items()} != own:
-                raise UserError(f"{folder} holds the state of another policy")
-        adam: dict[int, dict[str, Tensor]] = {}
-        for name, value in parts["adam"].items():
-            place, _, rest = name.partition("/")
-            adam.setdefault(int(place), {})[rest] = value
-        self.router.load_state_dict(parts["now"])
+        states, adam, facts = read_state(folder, self.router.state_dict(), COUNTED)
+        self.router.load_state_dict(states["now"])
         device = next(self.router.parameters()).device
         self._best, self._checked = (
-            {name: value.to(device) for name, value in parts[part].items()}
+            {name: value.to(device) for name, value in states[part].items()}
             for part in ("best", "checked")
         )
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": adam})
-        for name, value in values.items():
-            setattr(self, name, value)
-        self._best_reward = best
+        for name in COUNTED:
+            setattr(self, name, facts[name])
+        self._best_reward = facts["best"]
 
     def _write(self, entry: dict[str, Any]) -> dict[str, Any]:
         entry = {"update": self.updates, "time": time.time(), **entry}

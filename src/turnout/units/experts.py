@@ -12,7 +12,8 @@ baseline.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -160,21 +161,16 @@ def _expert_places(
     return {place: views[place] for place in by_place}, by_place
 
 
-def _watch(
-    model: PreTrainedModel,
-    views: Mapping[str, BlockView],
-    batches: Iterable[Mapping[str, Any]],
-    how: str,
-    tokens: int,
-) -> dict[str, Tensor]:
-    """What the neurons of each block do, token by token: (K, F)."""
+@contextmanager
+def _neurons(views: Mapping[str, BlockView], learns: bool) -> Iterator[dict[str, Tensor]]:
+    """Activations of the neurons of some blocks in the latest pass inside, by place. learns: with
+    the gradient of the loss, once it was asked for."""
     kept: dict[str, Tensor] = {}
-    parts: dict[str, list[Tensor]] = {place: [] for place in views}
 
     def keeper(place: str) -> Any:
         def keep(module: Any, args: tuple[Tensor, ...]) -> None:
             kept[place] = args[0]
-            if how == "importance":
+            if learns:
                 args[0].requires_grad_().retain_grad()  # a frozen host asks for none by itself
 
         return keep
@@ -183,35 +179,57 @@ def _watch(
         view.neurons()[1][1].register_forward_pre_hook(keeper(place))
         for place, view in views.items()
     ]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _watch(
+    model: PreTrainedModel,
+    views: Mapping[str, BlockView],
+    batches: Iterable[Mapping[str, Any]],
+    how: str,
+    tokens: int,
+) -> dict[str, Tensor]:
+    """What the neurons of each block do, token by token: (K, F)."""
+    learns = how == "importance"
+    parts: dict[str, list[Tensor]] = {place: [] for place in views}
     count, was_training = 0, model.training
     model.eval()
     try:
-        for batch in batches:
-            inputs = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, Tensor)}
-            with torch.set_grad_enabled(how == "importance"):
-                outputs = run_span(model, inputs, 0, None)
-                if how == "importance":
-                    _loss_of(outputs).backward()
-            for place, value in kept.items():
-                found = value.detach().abs()
-                if not bool(found.isfinite().all()):
-                    raise UserError(f"the neurons of {place} are not all finite: NaN in the host?")
-                if how == "importance":
-                    assert value.grad is not None
-                    found = found * value.grad.abs()
-                real = real_rows(model, views[place].stack.name, inputs, found)
-                parts[place].append(found.flatten(0, -2)[real])
-            model.zero_grad()
-            count += int(parts[next(iter(parts))][-1].shape[0])
-            if count >= tokens:
-                break
+        with _neurons(views, learns) as kept:
+            for batch in batches:
+                inputs = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, Tensor)}
+                with torch.set_grad_enabled(learns):
+                    outputs = run_span(model, inputs, 0, None)
+                    if learns:
+                        _loss_of(outputs).backward()
+                for place, value in kept.items():
+                    found = _size(place, value, learns)
+                    real = real_rows(model, views[place].stack.name, inputs, found)
+                    parts[place].append(found.flatten(0, -2)[real])
+                model.zero_grad()
+                count += int(parts[next(iter(parts))][-1].shape[0])
+                if count >= tokens:
+                    break
     finally:
         model.train(was_training)
-        for handle in handles:
-            handle.remove()
     if not count:
         raise UserError("there are no rows to look at")
     return {place: torch.cat(found)[:tokens] for place, found in parts.items()}
+
+
+def _size(place: str, value: Tensor, learns: bool) -> Tensor:
+    """|activation|, times |gradient| where that is asked for. Raises UserError for NaN."""
+    found = value.detach().abs()
+    if not bool(found.isfinite().all()):
+        raise UserError(f"the neurons of {place} are not all finite: NaN in the host?")
+    if learns:
+        assert value.grad is not None
+        found = found * value.grad.abs()
+    return found
 
 
 def real_rows(
