@@ -51,8 +51,8 @@ def recipe(name: str, task: dict[str, Any], seed: int, quick: bool) -> Recipe:
                 "budgets": [0.6, 0.3] if quick else [0.65, 0.45, 0.25],
                 "static": ["first-3"] if quick else ["first-2", "first-3", "first-4"],
                 "repeats": 3,
-                "time_examples": 320,
-                "max_examples": 500 if quick else 1500,
+                "time_examples": 240,
+                "max_examples": 500 if quick else 1000,
             },
         }
     )
