@@ -26,6 +26,7 @@ from turnout.recipe import Recipe
 READERS = {"conll2003": conll2003, "ag_news": ag_news, "sst2": sst2, "trec6": trec6}
 MOST = 3000  # training texts of each data set: 11 contenders on 4 of them, 3 times over
 MOST_QUICK = 600
+TIMED = 240  # test texts that are timed
 Lines = dict[str, dict[str, list[float | None]]]  # name -> what -> a value for each speed
 
 
@@ -51,7 +52,7 @@ def recipe(name: str, task: dict[str, Any], seed: int, quick: bool) -> Recipe:
                 "budgets": [0.6, 0.3] if quick else [0.65, 0.45, 0.25],
                 "static": ["first-3"] if quick else ["first-2", "first-3", "first-4"],
                 "repeats": 3,
-                "time_examples": 240,
+                "time_examples": TIMED,
                 "max_examples": 500 if quick else 1000,
             },
         }
@@ -73,7 +74,7 @@ def rows_of(results: Any, costs: dict[str, float | None], dataset: str, seed: in
             "low": arm.quality.low,
             "high": arm.quality.high,
             "speedup": arm.speedup.value,
-            "seconds": arm.seconds.median,
+            "seconds_per_text": arm.seconds.median / TIMED,
             "share": arm.share,
             "layers": arm.units_run,
             "flops_per_example": arm.flops_per_example,
@@ -146,7 +147,8 @@ def table(rows: list[Row], lines: dict[str, list[Lines]]) -> str:
     head = ["data set", "router", *(f"{speed:g}x" for speed in contest.SPEEDS), "training, s"]
     text = [
         "Quality at equal measured time: mean over the seeds (lowest to highest); below it, points "
-        "above cut models / above random skipping at the same place and time.",
+        "above cut models / above random skipping at the same place and time. Training: the routed "
+        "stage, where each contender had one core and another trained beside it.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
@@ -165,6 +167,36 @@ def table(rows: list[Row], lines: dict[str, list[Lines]]) -> str:
             spent = [value for value in costs if value is not None]
             cost = f"{statistics.fmean(spent):.0f}" if spent else ""
             text.append("| " + " | ".join([dataset, name, *cells, cost]) + " |")
+    return "\n".join(text) + "\n"
+
+
+def arms_table(rows: list[Row]) -> str:
+    """What every arm was measured to do, as Markdown."""
+    head = ["data set", "arm", "quality", "95 % interval", "speed", "ms a text", "GFLOPs", "layers"]
+    text = [
+        "Every arm: means over the seeds (quality lowest to highest); the interval is the mean one "
+        "of the test texts, layers are whole layers' worth of units run for a text.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+    ]
+    for name, arm in dict.fromkeys((row["dataset"], row["arm"]) for row in rows):
+        here = [row for row in rows if (row["dataset"], row["arm"]) == (name, arm)]
+
+        def mean(key: str, here: list[Row] = here) -> float:
+            return statistics.fmean(row[key] for row in here)
+
+        cells = [
+            name,
+            arm,
+            spread([row["quality"] for row in here]),
+            f"{mean('low'):.3f} to {mean('high'):.3f}",
+            f"{mean('speedup'):.2f}x",
+            f"{1000 * mean('seconds_per_text'):.2f}",
+            f"{mean('flops_per_example') / 1e9:.2f}",
+            f"{mean('layers'):.1f}",
+        ]
+        text.append("| " + " | ".join(cells) + " |")
     return "\n".join(text) + "\n"
 
 
@@ -203,7 +235,8 @@ def run() -> None:
         verdict(lines),
         ["Not met means: this router does not beat that at equal measured time here."],
     )
-    write_text(benchmark.path.with_suffix(".md"), table(benchmark.rows, lines))
+    tables = [table(benchmark.rows, lines), arms_table(benchmark.rows)]
+    write_text(benchmark.path.with_suffix(".md"), "\n".join(tables))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def mixture(data: Callable[[str], Path], out: Path, seed: int, quick: bool) -> d
     """Four data sets in one, their labels side by side as ``trec6:LOC``; at most 4,000 texts of
     each to train on and 800 to test. data: gives the folder of a data set."""
     rows: dict[str, list[Pair]] = {"train": [], "validation": [], "test": []}
-    most = {"train": 600 if quick else 4000, "validation": 200, "test": 200 if quick else 800}
+    most = {"train": 600 if quick else 2500, "validation": 200, "test": 200 if quick else 800}
     for name, read in MIXTURE.items():
         task = read(data(name), out.with_name(f"{out.name}-{name}"), seed, False)
         for split, found in rows.items():

@@ -324,12 +324,15 @@ def _check_experts(config: RouterConfig, sites: Sequence[Site], views: Sequence[
         if (view.stack.name, view.layer) in served and view.own_experts is not None:
             if copied:
                 raise UserError("split: copied copies a dense network; this host has experts")
+            if getattr(config, "most", None) is not None:
+                raise UserError("most: the number of experts is this host's own; leave it out")
             check_own(view.own_experts)
         elif (view.stack.name, view.layer) in served:
             where = f"the ffn of {view.stack.name}.{view.layer}"
             if not copied:
                 check_split(view.neuron_count(), config.experts, where)
-            for _, module in view.neurons()[0]:
+            into, out = view.neurons()
+            for _, module in (*into, out):
                 matrix_of(module)
 
 

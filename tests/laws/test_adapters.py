@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 import turnout
 from laws.test_execution import assert_same, run
+from laws.test_routers import shake
 from turnout import UserError
 
 pytestmark = [
@@ -80,3 +81,36 @@ def test_routers_train_beside_adapters_and_both_are_saved(tmp_path: Path) -> Non
     again.turnout.budget = 0.5
     with torch.no_grad():
         torch.testing.assert_close(again(**host.inputs())["logits"], expected)
+
+
+@pytest.mark.parametrize("form", ["lora", "bottleneck"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_routed_adapters_keep_the_cache(name: str, form: str) -> None:
+    """Token by token with the key-value cache as all at once without: a gate by token over units
+    that change keys and values."""
+    spec = {
+        "kind": "gate",
+        "site": "adapter",
+        "form": form,
+        "granularity": "token",
+        "modulate": True,
+        "targets": ["query", "key", "value", "output"] if name == "llama" else ["output"],
+        "open": 0.0,
+    }
+    host = BY_NAME[name]
+    model = turnout.install(host.build(), [spec])
+    shake(model)
+    model.turnout.budget = 0.5
+    ids = host.inputs("none")["input_ids"]
+    with torch.no_grad(), turnout.trace() as trace:
+        whole = model(input_ids=ids, use_cache=False)["logits"]
+        first = model(input_ids=ids[:, :3], use_cache=True)
+        steps, cache = [first["logits"]], first["past_key_values"]
+        for at in range(3, ids.shape[1]):
+            out = model(input_ids=ids[:, at : at + 1], past_key_values=cache, use_cache=True)
+            steps.append(out["logits"])
+            cache = out["past_key_values"]
+    assert ids.shape[1] > 5 and cache.get_seq_length() == ids.shape[1]
+    torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=1e-4, atol=1e-4)
+    used = torch.cat([route.weight_BTU.flatten() for route in trace.values()])
+    assert (used == 0).any() and (used > 0).any()

@@ -11,7 +11,14 @@ from hosts_table import BY_NAME, LAYERS
 
 import turnout
 from turnout.cost import trace_dense_flops, trace_flops
-from turnout.measure.arms import cast, configs_of, place_of, plain_entries, random_entries
+from turnout.measure.arms import (
+    cast,
+    configs_of,
+    place_of,
+    plain_entries,
+    random_entries,
+    random_unit_entries,
+)
 from turnout.measure.flops import dense_flops
 
 from .test_flops import ROWS, collate
@@ -51,7 +58,6 @@ def test_random_arms_spend_what_they_are_given() -> None:
         ({"kind": "gate", "site": "ffn", "granularity": "token", "hold_first": 1}, "ffn-token"),
         ({"kind": "gate", "site": "head"}, "head-sequence"),
         ({"kind": "gate", "site": "expert", "granularity": "token", "keep": "top-k"}, "expert-tok"),
-        ({"kind": "cluster"}, "layer-sequence"),
     ],
 )
 def test_random_skipping_stands_where_the_routers_decide(router: Any, place: str) -> None:
@@ -70,6 +76,39 @@ def test_random_skipping_stands_where_the_routers_decide(router: Any, place: str
     spared = float(trace_dense_flops(trace) - trace_flops(trace)) / len(rows)
     assert 1 - spared / whole == pytest.approx(0.9, abs=0.02)
     assert all(torch.equal(before[name], value) for name, value in dense.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("router", "units"),
+    [
+        ({"kind": "cluster", "adapters": 4, "top": 2}, 2),
+        ({"kind": "cluster", "site": "expert", "experts": 4, "split": "copied"}, 1),
+        ({"kind": "gate", "site": "adapter", "adapters": 4, "modulate": True}, 3),
+    ],
+)
+def test_units_of_its_own_are_drawn_in_the_routed_model(router: Any, units: int) -> None:
+    routed = turnout.install(
+        BY_NAME["bert"].build(), [router, {"kind": "gate", "site": "attention"}]
+    )
+    dense = BY_NAME["bert"].build()
+    plain = plain_entries(dense, {"mine": routed}, [0.75], {})
+    place = plain[1].place
+    assert place is not None and place.endswith("-sequence of mine")
+    (entry,) = random_unit_entries(routed, [0.75], place)
+    assert entry.name == f"random-{place}-75" and entry.family == "random"
+    shared = {p.data_ptr() for p in routed.parameters()}
+    drawn = {p.data_ptr() for n, p in entry.model.named_parameters() if "routers" not in n}
+    assert drawn <= shared
+    rows = collate([{"input_ids": [3 + n, 4, 5], "attention_mask": [1] * 3} for n in range(40)])
+    with torch.no_grad(), entry.model.turnout.at(0.75), turnout.trace() as trace:
+        entry.model(**rows)
+    for key, route in trace.items():
+        used = (route.weight_BTU[:, 0] > 0).sum(-1)
+        if key.endswith("attention"):
+            assert 0.5 < float(used.float().mean()) < 0.95
+        else:
+            assert (used == units).all() and len(route.weight_BTU.unique(dim=0)) > 1
+    assert type(routed.turnout.all_routers()[0]).__name__ != "RandomUnitRouter"
 
 
 def test_dense_answers_stay_those_of_the_host() -> None:

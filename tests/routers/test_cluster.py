@@ -80,7 +80,7 @@ def test_weights_of_a_mixture_are_its_posterior() -> None:
 
 
 def test_the_criterion_finds_how_many_there_are() -> None:
-    count, table = best_count(rows(300)[0], 6)
+    count, table = best_count(rows(300)[0], range(1, 7))
     assert count == 3 and len(table) == 6
 
 
@@ -101,13 +101,18 @@ def test_what_cannot_be_fitted_is_said() -> None:
         router().fit(spoilt)
     with pytest.raises(UserError, match=r"rows of pooled states, \(N, 32\), got"):
         router().fit(np.zeros((9, 7), dtype=np.float32))
-    for most, least in ((8, 1), (0, 1), (2, 3)):
+    for counts in ([1, 8], [0, 1], []):
         with pytest.raises(UserError, match="can be counted from 1 to the number of rows, 5"):
-            best_count(np.eye(5), most, least=least)
+            best_count(np.eye(5), counts)
     with pytest.raises(UserError, match="NaN or infinity"):
-        best_count(np.full((5, 2), np.nan), 2)
+        best_count(np.full((5, 2), np.nan), [2])
     with pytest.raises(UserError, match="leave it out at site head"):
         turnout.install(HOST.build(), [{"kind": "cluster", "site": "head", "most": 3}])
+    with pytest.raises(UserError, match="top: 3 clusters cannot serve"):
+        turnout.install(HOST.build(), [{"kind": "cluster", "most": 2, "top": 3}])
+    with pytest.raises(UserError, match="number of experts is this host's own"):
+        spec = {"kind": "cluster", "site": "expert", "most": 3}
+        turnout.install(BY_NAME["mixtral"].build(), [spec])
     with pytest.raises(UserError, match="top 5 is more than the 3 units"):
         router(top=5)
 

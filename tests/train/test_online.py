@@ -108,10 +108,14 @@ def test_feedback_that_makes_no_sense_changes_nothing() -> None:
         model(**INPUTS)
     for reward, message in (
         (torch.full((24,), torch.nan), "NaN or infinite"),
+        (torch.arange(24) * 1e25, "gradient that is not finite"),
         (torch.zeros(3), r"one a sequence, \(24,\); got \(3,\)"),
     ):
         with pytest.raises(UserError, match=message):
             online.update(trace, reward)
+    trace.memory[("encoder.1.layer", "state")] *= torch.nan
+    with pytest.raises(UserError, match="states hold NaN"):
+        online.update(trace, torch.ones(24))
     with torch.no_grad(), turnout.trace() as trace:
         model(**INPUTS)
     with pytest.raises(UserError, match=r"not drawn: make the pass inside of explore"):
@@ -120,6 +124,8 @@ def test_feedback_that_makes_no_sense_changes_nothing() -> None:
         online.update(turnout.Trace(), torch.zeros(24))
     after = model.turnout.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+    entry = one_pass(model, online)  # nothing of it stayed behind in the optimizer
+    assert entry["divergence"] > 0 and entry["halvings"] < 8
     with pytest.raises(UserError, match="of kind policy"):
         OnlinePolicy(turnout.install(BY_NAME["bert"].build(), ["gate"]))
 

@@ -199,8 +199,10 @@ def test_a_host_that_is_trained_already(path: Path, tmp_path: Path) -> None:
         train(load(path, ("train.epochs=0", "train.routed_epochs=1")), tmp_path / "third")
 
 
-def test_clusters_are_counted_and_told(path: Path, tmp_path: Path) -> None:
-    train(load(path, (*FEW, "routers=[{kind: cluster, most: 3}]")), tmp_path / "run")
+@pytest.mark.parametrize("site", ["adapter", "expert"])
+def test_clusters_are_counted_and_told(path: Path, tmp_path: Path, site: str) -> None:
+    spec = f"routers=[{{kind: cluster, site: {site}, most: 3}}]"
+    train(load(path, (*FEW, spec)), tmp_path / "run")
     run = open_run(tmp_path / "run")
     routing: Any = run.load_routed().turnout
     (router,) = routing.all_routers()

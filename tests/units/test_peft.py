@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,21 @@ def test_a_router_over_checkpoints_is_saved_with_them(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "routed")
         again = turnout.load(tmp_path / "routed")
         assert torch.equal(again(**inputs)["logits"], before)
+
+
+def test_a_host_of_another_name_is_warned_of(tmp_path: Path) -> None:
+    checkpoint("bert", tmp_path / "a", 0)
+    config = read_json(tmp_path / "a" / "adapter_config.json")
+    write_json(
+        tmp_path / "a" / "adapter_config.json", config | {"base_model_name_or_path": "x/one"}
+    )
+    for name, expected in (("y/one", 0), ("x/two", 1), ("", 0)):
+        host = BY_NAME["bert"].build()
+        host.name_or_path = name
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            turnout.install_lora(host, [tmp_path / "a"], {"kind": "gate"})
+        assert sum("was trained on x/one" in str(w.message) for w in caught) == expected
 
 
 def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:
@@ -166,6 +182,7 @@ def test_what_plain_lora_is_not_is_refused(tmp_path: Path) -> None:
     config = read_json(tmp_path / "adapter_config.json")
     for change, message in (
         ({"init_lora_weights": "pissa_niter_16"}, "changed the host's own weights"),
+        ({"init_lora_weights": "lora_ga"}, "changed the host's own weights"),
         ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens is set"),
     ):
         write_json(tmp_path / "adapter_config.json", {**config, **change})

@@ -106,6 +106,12 @@ class Routing(nn.Module):
         """The config of the router that serves a site."""
         return self._by_site[site.key].config
 
+    def replace(self, name: str, router: Router) -> None:
+        """Put another router in the place of one, for the same sites; ``spec`` is not changed, so a
+        model that was saved before is not this one."""
+        self.routers[name] = router
+        self._by_site |= {site.key: router for site in router.sites}
+
     def keep_order(self, place: str, order: Tensor) -> None:
         """Note the order of the neurons of a block's experts; it is saved with the weights, which
         stand in that order."""

@@ -14,7 +14,9 @@ from transformers import PreTrainedModel
 from turnout.execute.pool import BulkResult, Collate, Row, predict_bulk
 from turnout.install import install
 from turnout.measure.results import Family
-from turnout.routers.base import RouterConfig
+from turnout.routers.base import Router, RouterConfig
+from turnout.routers.random_skip import RandomSkipConfig, RandomSkipRouter
+from turnout.routers.random_unit import RandomUnitConfig, RandomUnitRouter
 
 SEED = 0
 # the fields that say where a router decides
@@ -64,7 +66,7 @@ def plain_entries(
                 b,
                 b,
                 name if many else None,
-                place_of(model) if many else None,
+                place_of(model, name) if many else None,
             )
             for name, model in models.items()
             for b in sorted(set(budgets))[::-1]
@@ -74,17 +76,13 @@ def plain_entries(
 
 
 def random_specs(configs: Sequence[RouterConfig]) -> list[dict[str, Any]]:
-    """Random skipping where these routers decide: the same sites, granularity and units.
-
-    A router over whole layers of a sequence, and one over units that a plain host does not have
-    (adapters, copied experts), is compared with random skipping of all layers, one decision a
-    sequence.
-    """
+    """Random skipping where these routers decide: the same sites, granularity and units. A router
+    over whole layers of a sequence is compared with random skipping of all layers, one decision a
+    sequence."""
     layers = {"kind": "random-skip", "rate": 0.0}
     found = []
     for config in configs:
-        own = config.site == "adapter" or (config.site == "expert" and config.split == "copied")
-        if own or (config.site == "layer" and config.granularity != "token"):
+        if config.site == "layer" and config.granularity != "token":
             return [layers]
         fields = config.model_dump(mode="json", include=PLACE)
         # how neurons are shared out is no matter where experts are drawn
@@ -98,8 +96,17 @@ def configs_of(model: PreTrainedModel) -> list[RouterConfig]:
     return [router.config for router in routing.all_routers()]
 
 
-def place_of(model: PreTrainedModel) -> str:
-    """Where random skipping stands in for a routed model: ``layer-sequence``, ``ffn-token``."""
+def has_own_units(config: RouterConfig) -> bool:
+    """Does a router choose among units that a plain host lacks: adapters, copied experts."""
+    return config.site == "adapter" or (config.site == "expert" and config.split == "copied")
+
+
+def place_of(model: PreTrainedModel, name: str | None = None) -> str:
+    """Where chance stands in for a routed model: ``layer-sequence``, ``ffn-token``; units of its
+    own are the place of this model alone, ``adapter-sequence of NAME``."""
+    own = [config for config in configs_of(model) if has_own_units(config)]
+    if own:
+        return f"{own[0].site}-{own[0].granularity} of {name or 'routed'}"
     return "+".join(
         f"{spec.get('site', 'layer')}-{spec.get('granularity', 'sequence')}"
         for spec in random_specs(configs_of(model))
@@ -139,6 +146,37 @@ def random_entries(
         )
         for budget, share in spent.items()
     ]
+
+
+def random_unit_entries(
+    routed: PreTrainedModel, budgets: Sequence[float], place: str | None = None
+) -> list[Entry]:
+    """A routed model with units of its own, once for each budget, that gives each input units drawn
+    at random, as many as its routers take. Routers of other units skip at random, by the budget.
+    Parameters are shared. place: as of ``random_entries``."""
+    name = "random" if place is None else f"random-{place}"
+    entries = []
+    for budget in budgets:
+        model = deepcopy(routed, {id(p): p for p in routed.parameters()})
+        routing: Any = model.turnout
+        routing.seed = SEED
+        for key, router in routing.routers.items():
+            routing.replace(key, _by_chance(router, budget))
+        entry = f"{name}-{_label(budget)}"
+        entries.append(Entry(entry, "random", model, budget, budget, place=place))
+    return entries
+
+
+def _by_chance(router: Router, budget: float) -> Router:
+    """What decides at random where a router decides."""
+    config = router.config
+    if not has_own_units(config):
+        fields = config.model_dump(include=PLACE)
+        return RandomSkipRouter(RandomSkipConfig(rate=0.0, **fields), router.sites, router.host)
+    units = min(site.units for site in router.sites)
+    top = getattr(config, "top", None) or max(1, round(budget * units))
+    chance = RandomUnitConfig(site=config.site, top=min(top, units), seed=SEED)  # type: ignore[arg-type]
+    return RandomUnitRouter(chance, router.sites, router.host)
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

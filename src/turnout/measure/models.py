@@ -21,8 +21,10 @@ from turnout.measure.arms import (
     Entry,
     cast,
     configs_of,
+    has_own_units,
     plain_entries,
     random_entries,
+    random_unit_entries,
 )
 from turnout.measure.compare import (
     Judged,
@@ -125,7 +127,7 @@ def _measure(
     """Random arms get the work that the routed ones were seen to spend, so they come second."""
     routed = [entry for entry in plain if entry.family == "routed"]
     several = any(entry.router for entry in routed)
-    places = {entry.place: configs_of(entry.model) for entry in routed}
+    places = {entry.place: entry.model for entry in routed}
     chances = len(places) * len({entry.budget for entry in routed})
     bar = Progress((len(plain) + chances) * (1 + repeats), progress)
     done: dict[str, Judged] = {}
@@ -138,14 +140,19 @@ def _measure(
     try:
         each(plain)
         chance: list[Entry] = []
-        for place, configs in places.items():
+        for place, model in places.items():
+            named, configs = place if several else None, configs_of(model)
+            if any(map(has_own_units, configs)):
+                asked = [e.budget for e in routed if e.place == place and e.budget is not None]
+                chance += random_unit_entries(model, list(dict.fromkeys(asked)), named)
+                continue
             found: dict[float, list[float]] = {}
             for entry in routed:
                 if entry.budget is not None and (not several or entry.place == place):
                     share = done[entry.name].flops / done["dense"].flops
                     found.setdefault(entry.budget, []).append(share)
             spent = {budget: fmean(shares) for budget, shares in found.items()}
-            chance += random_entries(dense, spent, configs, place if several else None)
+            chance += random_entries(dense, spent, configs, named)
         each(chance)
         entries = [*plain, *chance]
         return entries, done, time_rounds(entries, material, repeats, bar)
@@ -190,10 +197,14 @@ def _notes(
         else "get the share of the work that the routed arms which decide there spend on average."
     )
     notes = [
-        "Random arms skip what the routers decide about (layers, heads, experts, ...; whole layers "
-        "for units that the dense host lacks) in the dense host, drawn with a fixed seed, "
-        f"and {share}"
+        "Random arms skip what the routers decide about (layers, heads, experts, ...) in the dense "
+        f"host, drawn with a fixed seed, and {share}"
     ]
+    if any(has_own_units(config) for model in routed for config in configs_of(model)):
+        notes.append(
+            "For units that the dense host lacks (adapters, copied experts) the random arm is the "
+            "routed model with units drawn at random for each input, as many as its router takes."
+        )
     if len(chosen) < len(examples):
         notes.append(f"{len(chosen):,} of {len(examples):,} test examples, drawn with seed 0.")
     if dtype != "fp32":

@@ -11,6 +11,7 @@ temperature T is ``temperature``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -34,12 +35,12 @@ SAMPLE = 2_000  # rows for the silhouette
 
 
 class ClusterConfig(RouterConfig):
-    """method: how centres are fitted; ``balanced`` makes clusters that take as
-    many inputs each, by a price on those that would take more. most: a recipe makes as many units,
-    of 2 to this, as the Bayesian information criterion finds clusters in the training data; None =
-    as many as ``adapters`` or ``experts`` says. top: clusters
-    that serve an input. temperature: of their weights, in units of the mean squared distance of
-    an input to its centre. seed: of the fit."""
+    """method: how centres are fitted; ``balanced`` makes clusters that take as many inputs each, by
+    a price on those that would take more. most: a recipe makes as many units, of 2 to this, as the
+    Bayesian information criterion finds clusters in the training data (of experts that share
+    neurons, only numbers that divide them are tried); None = as many as ``adapters`` or ``experts``
+    says. top: clusters that serve an input. temperature: of their weights, in units of the mean
+    squared distance of an input to its centre. seed: of the fit."""
 
     kind: Literal["cluster"] = "cluster"
     site: Literal["adapter", "expert", "head"] = "adapter"
@@ -54,6 +55,10 @@ class ClusterConfig(RouterConfig):
     def _counts(self) -> ClusterConfig:
         if self.most is not None and self.site == "head":
             raise ValueError("most: the number of heads is the host's; leave it out at site head")
+        if self.most is not None and self.top > self.most:
+            raise ValueError(
+                f"top: {self.top} clusters cannot serve an input where most is {self.most}"
+            )
         return self
 
     def with_units(self, count: int) -> ClusterConfig:
@@ -227,20 +232,20 @@ def check_rows(pooled_ND: np.ndarray, width: int | None = None) -> None:
 
 
 def best_count(
-    pooled_ND: np.ndarray, most: int, seed: int = 0, least: int = 1
+    pooled_ND: np.ndarray, counts: Sequence[int], seed: int = 0
 ) -> tuple[int, dict[int, float]]:
-    """The number of clusters, from ``least`` to ``most``, with the lowest Bayesian information
-    criterion, and the table. Raises UserError for fewer rows than ``most``, rows that are not
-    finite, or an empty range."""
+    """The one of some numbers of clusters with the lowest Bayesian information criterion, and the
+    table. Raises UserError for no number, one below 1 or above the number of rows, and rows that
+    are not finite."""
     check_rows(pooled_ND)
-    if not 1 <= least <= most <= len(pooled_ND):
+    if not counts or not 1 <= min(counts) <= max(counts) <= len(pooled_ND):
         raise UserError(
             f"clusters can be counted from 1 to the number of rows, {len(pooled_ND)}; asked for "
-            f"{least} to {most}"
+            f"{', '.join(map(str, counts)) or 'no number'}"
         )
     rows = pooled_ND.astype(np.float64)
     table = {}
-    for count in range(least, most + 1):
+    for count in counts:
         mixture = GaussianMixture(
             count, covariance_type="diag", reg_covar=1e-3, random_state=seed
         ).fit(rows)

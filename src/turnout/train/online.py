@@ -95,8 +95,9 @@ class OnlinePolicy:
         """Learn from the trace of one pass that was made inside of ``explore``, and a reward a
         sequence, (B,). Returns the log's entry.
 
-        Raises UserError for a reward that is not finite or of another length, for a pass whose
-        routes were not drawn, and for a guard that gives no finite number; nothing is changed then.
+        Raises UserError for a reward that is not finite, too large to learn from, or of another
+        length, for a pass whose states are not finite or whose routes were not drawn, and for a
+        guard that gives no finite number; nothing is changed then.
         """
         reward_B = torch.as_tensor(reward).detach().float()
         states, actions = self._experience(trace, reward_B)
@@ -147,6 +148,8 @@ class OnlinePolicy:
             keys = [first] * len(keys)
         states = torch.stack([trace.memory[(key, "state")] for key in keys], 1).detach()
         actions = torch.stack([route.weight_BTU[:, 0, 0] for route in routes], 1).detach()
+        if not bool(states.isfinite().all()):
+            raise UserError("the host's states hold NaN or infinity: the update was left out")
         return states, actions
 
     def _step(self, states_BLD: Tensor, actions_BL: Tensor, reward_B: Tensor) -> None:
@@ -155,6 +158,13 @@ class OnlinePolicy:
         loss = reinforce(reward_B, self.router.value(states_BLD[:, 0]), log_prob_BL.sum(1))
         self.optimizer.zero_grad()
         loss.backward()
+        grads = [p.grad for p in self.router.parameters() if p.grad is not None]
+        # squares, as Adam keeps them: one that is infinite would stay so
+        if not all(bool(grad.float().square().isfinite().all()) for grad in grads):
+            raise UserError(
+                f"rewards up to {float(reward_B.abs().max()):.3g} give a gradient that is not "
+                "finite: the update was left out; rewards of the size of 1 are meant"
+            )
         self.optimizer.step()
 
     def _logits(self, states_BLD: Tensor) -> Tensor:

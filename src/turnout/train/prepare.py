@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from turnout.errors import UserError
 from turnout.execute.batches import groups_by_length, inputs_of, lengths_of
 from turnout.execute.span import run_span
+from turnout.hosts.attach import blocks_of, find_family
 from turnout.install import install
 from turnout.routers.base import Router, RouterConfig
 from turnout.routers.cluster import ClusterConfig, ClusterRouter, best_count
@@ -38,15 +39,23 @@ def counted(
     found = list(routers)
     for place, config in enumerate(routers):
         if isinstance(config, ClusterConfig) and config.most is not None:
-            model = install(deepcopy(host), [config])
+            counts = _counts(host, config, config.most)
+            model = install(deepcopy(host), [config.with_units(counts[-1])] if counts else [config])
             router = model.turnout.all_routers()[0]  # type: ignore[union-attr, operator]
-            count, table = best_count(
-                pooled_states(model, router, data), config.most, config.seed, least=2
-            )
+            count, table = best_count(pooled_states(model, router, data), counts, config.seed)
             told = ", ".join(f"{each}: {value:,.0f}" for each, value in table.items())
             say(f"  {count} clusters have the lowest Bayesian information criterion ({told})")
             found[place] = config.with_units(count)
     return found
+
+
+def _counts(host: PreTrainedModel, config: ClusterConfig, most: int) -> list[int]:
+    """The numbers of clusters up to ``most`` that the units of this host can have."""
+    counts = range(max(2, config.top), most + 1)
+    if config.site != "expert" or config.split == "copied":
+        return list(counts)
+    neurons = {view.neuron_count() for view in blocks_of(host, find_family(host))}
+    return [count for count in counts if not any(each % count for each in neurons)]
 
 
 def check_alone(routers: Sequence[RouterConfig]) -> None:

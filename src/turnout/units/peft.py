@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +20,24 @@ from turnout.hosts.attach import BlockView, blocks_of, find_family, unit_name
 
 NAMES = ("query", "key", "value", "output", "in", "out")
 PREFIX = "base_model.model."
-CHANGES_THE_HOST = ("pissa", "olora", "corda", "loftq")  # ways to begin a LoRA, of PEFT
+CHANGES_THE_HOST = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin a LoRA, of PEFT
+NOT_PLAIN = (
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "alora_invocation_tokens",
+    "kasa_config",
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Lora:
     """One checkpoint. layers: path of a linear layer in the model -> A (r, in) and B (out, r), the
-    scale multiplied into B. rest: what else was trained with it (a head), by parameter name."""
+    scale multiplied into B. rest: what else was trained with it (a head), by parameter name. base:
+    name or path of the host that it was trained on, as far as the checkpoint says."""
 
     folder: Path
+    base: str
     rank: int
     layers: dict[str, tuple[Tensor, Tensor]]
     rest: dict[str, Tensor]
@@ -70,7 +80,8 @@ def read_lora(folder: str | Path) -> Lora:
         raise UserError(f"{file}: holds no lora_A tensors")
     pair = (".lora_A.weight", ".lora_B.weight")
     rest = {k.removeprefix(PREFIX): v for k, v in tensors.items() if not k.endswith(pair)}
-    return Lora(folder, max(a.shape[0] for a, _ in layers.values()), layers, rest)
+    rank = max(a.shape[0] for a, _ in layers.values())
+    return Lora(folder, str(config.get("base_model_name_or_path") or ""), rank, layers, rest)
 
 
 def _check(folder: Path, config: Any) -> None:
@@ -88,7 +99,13 @@ def _check(folder: Path, config: Any) -> None:
             f"{folder}: init_lora_weights {start!r} changed the host's own weights too: convert it "
             "with PEFT (save_pretrained(path_initial_model_for_weight_conversion=...)) first"
         )
-    for field in ("use_dora", "rank_pattern", "alpha_pattern", "alora_invocation_tokens"):
+    for field in (
+        "use_dora",
+        "rank_pattern",
+        "alpha_pattern",
+        "alora_invocation_tokens",
+        "kasa_config",
+    ):
         if config.get(field):
             raise UserError(f"{folder}: {field} is set, which cannot be routed")
     if config.get("bias", "none") != "none":
@@ -104,6 +121,7 @@ def lora_fields(
     if not loras:
         raise UserError("give at least one LoRA checkpoint")
     _check_rest(model, loras, head)
+    _warn_of_names(model, loras)
     views = blocks_of(model, find_family(model))
     places = {
         _path(model, view, path): name
@@ -195,6 +213,19 @@ def _check_rest(model: PreTrainedModel, loras: Sequence[Lora], head: int | None)
             raise UserError(
                 f"{loras[head].folder}: {name} {tuple(value.shape)} is no parameter of this "
                 f"{type(model).__name__} ({shapes.get(name)} here): was it made for another host?"
+            )
+
+
+def _warn_of_names(model: PreTrainedModel, loras: Sequence[Lora]) -> None:
+    """Hosts of the same shapes cannot be told apart but by their names, which paths may change."""
+    here = Path(str(model.name_or_path or "")).name
+    for lora in loras:
+        there = Path(lora.base).name
+        if here and there and here != there:
+            warnings.warn(
+                f"{lora.folder} was trained on {lora.base}, and this host is {model.name_or_path}: "
+                "the shapes agree, but in another host's weights it would do harm",
+                stacklevel=4,
             )
 
 
