@@ -85,7 +85,7 @@ MIXTURE = {
 
 
 def mixture(data: Callable[[str], Path], out: Path, seed: int, quick: bool) -> dict[str, Any]:
-    """Four data sets in one, their labels side by side as ``trec6:LOC``; at most 4,000 texts of
+    """Four data sets in one, their labels side by side as ``trec6:LOC``; at most 2,500 texts of
     each to train on and 800 to test. data: gives the folder of a data set."""
     rows: dict[str, list[Pair]] = {"train": [], "validation": [], "test": []}
     most = {"train": 600 if quick else 2500, "validation": 200, "test": 200 if quick else 800}

@@ -99,13 +99,7 @@ def _check(folder: Path, config: Any) -> None:
             f"{folder}: init_lora_weights {start!r} changed the host's own weights too: convert it "
             "with PEFT (save_pretrained(path_initial_model_for_weight_conversion=...)) first"
         )
-    for field in (
-        "use_dora",
-        "rank_pattern",
-        "alpha_pattern",
-        "alora_invocation_tokens",
-        "kasa_config",
-    ):
+    for field in NOT_PLAIN:
         if config.get(field):
             raise UserError(f"{folder}: {field} is set, which cannot be routed")
     if config.get("bias", "none") != "none":
