@@ -21,7 +21,7 @@ import turnout
 from turnout.train.teach_experts import teach_experts
 from turnout.units.experts import split_by_data
 
-WINDOW = 256
+WINDOW, JUDGED = 256, 64  # tokens of a window, and those of them that a step of training judges
 
 
 def windows(tokenizer: Any, file: Path, most: int) -> Tensor:
@@ -32,10 +32,11 @@ def windows(tokenizer: Any, file: Path, most: int) -> Tensor:
     return torch.cat([torch.full((len(flat), 1), tokenizer.bos_token_id), flat], 1)
 
 
-def log_probs(model: Any, ids_BT: Tensor) -> Tensor:
-    """Of every next token, (B * (T - 1), V): weights in fp32, products in bf16, for all alike."""
+def log_probs(model: Any, ids_BT: Tensor, places_P: Tensor | int = 0) -> Tensor:
+    """Of the next tokens at some places (0: at all), (B * P, V): weights in fp32, products in
+    bf16, for all alike."""
     with torch.autocast("cpu", torch.bfloat16):
-        logits = model(input_ids=ids_BT[:, :-1])["logits"]
+        logits = model(input_ids=ids_BT[:, :-1], logits_to_keep=places_P)["logits"]
     return logits.flatten(0, 1).log_softmax(-1, dtype=torch.float32)
 
 
@@ -49,30 +50,33 @@ def perplexity(model: Any, ids_NT: Tensor) -> float:
 
 
 def tune(model: Any, dense: Any, ids_NT: Tensor, rate: float, title: str) -> None:
-    """One pass over the windows: the language loss and the dense host's answers; the embeddings,
-    which are the head too, stay."""
+    """One pass over the windows: the language loss and the dense host's answers. Both are asked at
+    some places, since the head, of 262,144 words, takes most of a step; the embeddings, which are
+    the head too, stay."""
     model.requires_grad_(True)
     model.get_input_embeddings().weight.requires_grad_(False)
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.0)
-    steps = ids_NT[torch.randperm(len(ids_NT), generator=torch.Generator().manual_seed(0))].split(4)
+    drawn = torch.Generator().manual_seed(0)
+    steps = ids_NT[torch.randperm(len(ids_NT), generator=drawn)].split(8)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 10) * (1 - step / len(steps))
     )
     model.train()
     start = time.perf_counter()
     for step, part in enumerate(steps):
+        places = torch.randperm(part.shape[1] - 1, generator=drawn)[:JUDGED]
         with torch.no_grad():
-            wanted = log_probs(dense, part)
-        found = log_probs(model, part)
-        loss = F.nll_loss(found, part[:, 1:].flatten())
+            wanted = log_probs(dense, part, places)
+        found = log_probs(model, part, places)
+        loss = F.nll_loss(found, part[:, 1:][:, places].flatten())
         loss = loss + F.kl_div(found, wanted, log_target=True, reduction="batchmean")
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         schedule.step()
-        if step % 20 == 0:
+        if step % 10 == 0:
             print(f"  {title}: step {step} of {len(steps)}, loss {float(loss):.3f}, "
                   f"{time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
     model.eval()
@@ -82,7 +86,7 @@ def language(benchmark: Benchmark) -> Iterator[Row]:
     """Arms on WikiText-2: validation text to learn from, test text to judge by."""
     folder = benchmark.folder("wikitext2")
     dense, tokenizer = gemma()
-    seen = windows(tokenizer, folder / "valid.txt", 2_000 if benchmark.quick else 48_000)
+    seen = windows(tokenizer, folder / "valid.txt", 2_000 if benchmark.quick else 96_000)
     test = windows(tokenizer, folder / "test.txt", 2_000 if benchmark.quick else 30_000)
     learn = [{"input_ids": part[:, :-1], "labels": part[:, :-1]} for part in seen[:80].split(4)]
 
