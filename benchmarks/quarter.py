@@ -46,7 +46,7 @@ def prune(model: Any, batches_: Any | None) -> None:
         into, (_, out) = view.neurons()
         keep = int(out.in_features * SHARE)
         if importance is not None:
-            order = importance[f"{view.stack.name}.{view.layer}"].argsort(descending=True)
+            order = importance[view.place].argsort(descending=True)
             reorder(view, order)
         for _, module in into:
             _cut(module, keep, 0)

@@ -16,7 +16,7 @@ LAYERS = (
     ("select", "cost", "flow"),
     ("routers", "objectives"),
     ("hosts", "execute", "units"),
-    ("install", "wiring"),
+    ("install", "building", "checks", "wiring"),
     ("tasks", "demo"),  # the demo's data are data like any other; what runs it is a leaf
     ("train",),
     ("measure",),

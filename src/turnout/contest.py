@@ -153,7 +153,10 @@ def with_router(recipe: Recipe, name: str) -> Recipe:
     if name == OWN:
         return recipe
     router = TypeAdapter(AnyRouterConfig).validate_python(CONTENDERS[name])
-    return recipe.model_copy(update={"routers": [router]})
+    train = (
+        recipe.train if router.owns_units else recipe.train.model_copy(update={"seed_phase": 0.0})
+    )
+    return recipe.model_copy(update={"routers": [router], "train": train})
 
 
 def training_seconds(run: Run) -> float | None:

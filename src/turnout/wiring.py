@@ -36,7 +36,7 @@ def attach(
     watched: dict[tuple[str, int], str],
 ) -> None:
     """Give a block, its leaves and its embeddings their routed classes. sites: of all routers."""
-    keys = {kind: f"{view.stack.name}.{view.layer}.{kind}" for kind in get_args(SiteKind)}
+    keys = {kind: f"{view.place}.{kind}" for kind in get_args(SiteKind)}
     mine = {kind: sites[key] for kind, key in keys.items() if key in sites}
     stream = Stream()
     scopes = {part: Scope(stream) for part in _PARTS if getattr(view.stack, part)}
@@ -95,13 +95,12 @@ def _attach_merge(view: BlockView, scope: Scope) -> None:
 
 def split(view: BlockView, routing: Routing, sites: dict[str, Site]) -> None:
     """Put the neurons of a block in the order of its experts."""
-    place = f"{view.stack.name}.{view.layer}"
-    site = sites.get(f"{place}.expert")
-    if site is not None and place in routing.orders:
+    site = sites.get(f"{view.place}.expert")
+    if site is not None and view.place in routing.orders:
         config = routing.config_of(site)
         order = first_order(view, config.experts, config.split)
         reorder(view, order)
-        routing.orders[place].copy_(order)
+        routing.orders[view.place].copy_(order)
 
 
 def _attach_experts(view: BlockView, routing: Routing, site: Site, handle: BlockHandle) -> None:
@@ -110,12 +109,12 @@ def _attach_experts(view: BlockView, routing: Routing, site: Site, handle: Block
     device = next(view.module.parameters()).device
     bank = CopyBank(view, config.experts).to(device) if config.split == "copied" else None
     if bank is not None:
-        routing.units[f"{view.stack.name}_{view.layer}"] = bank
+        routing.units[view.bank] = bank
         handle.copies = True
         handle.averages = not getattr(config, "modulate", False)
     else:
         count = torch.arange(view.neuron_count(), device=device)
-        routing.keep_order(f"{view.stack.name}.{view.layer}", count)
+        routing.keep_order(view.place, count)
     into, out = view.neurons()
     for (path, module), mixin in [*((found, ExpertIn) for found in into), (out, ExpertOut)]:
         swap(module, mixin)
@@ -150,7 +149,7 @@ def _attach_adapters(view: BlockView, routing: Routing, site: Site, handle: Bloc
     """Adapters beside the target layers of a block, or after it."""
     config = routing.config_of(site)
     bank = new_bank(view, config).to(next(view.module.parameters()).device)
-    routing.units[f"{view.stack.name}_{view.layer}"] = bank
+    routing.units[view.bank] = bank
     if isinstance(bank, BottleneckBank):
         handle.bottleneck = bank
         return

@@ -18,6 +18,8 @@ from turnout.execute.scope import is_reference
 from turnout.execute.shorten import lengthen, short_of, shorten
 from turnout.route import Route
 
+_Mine = Callable[[Tensor], Tensor]  # cuts what a whole batch has down to the sequences at hand
+
 
 class Narrowed:
     """The rows of one block that run, by sub-block."""
@@ -103,10 +105,9 @@ class Narrowed:
         kwargs: dict[str, Any],
         keep: Tensor | None,
     ) -> Any:
-        """Run the host's block with its leaves narrowed to the active rows."""
+        """Run the host's block with its leaves narrowed to the active rows. keep: the sequences
+        that x holds; None = all."""
         handle, batch = self.handle, self.x_BTD.shape[0]
-        cached = fills_cache(args, kwargs)
-        layer_index: Tensor | None = None  # one index serves all that a layer decision covers
 
         def mine(value: Tensor) -> Tensor:
             return value if keep is None else take(value, keep, batch)
@@ -119,47 +120,69 @@ class Narrowed:
                 out = self._short(host, x_BTD, args, kwargs, active_BT)
                 if out is not None:
                     return out
-            for kind, active_BT in self.active.items():
-                scope, own = handle.scopes[kind], self.routes.get(kind)
-                scope.check()
-                weighted = own is not None and is_weighted(own.weight_BTU)
-                if not weighted and not bool(mine(self._skipped(active_BT)).any()):
-                    continue
-                index = layer_index if own is None else None
-                if index is None:
-                    index = mine(self._real(active_BT)).reshape(-1).nonzero().squeeze(1)
-                    if own is None:
-                        layer_index = index
-                scope.index_N, scope.like_BTD, scope.hide = index, x_BTD, handle.hide
-                if own is not None and weighted:
-                    weight_BT = mine(own.weight_BTU.sum(-1).expand(self.x_BTD.shape[:2]))
-                    scope.weight_N = weight_BT.reshape(-1).index_select(0, index)
-                if kind == "attention" and handle.hide:
-                    args, kwargs = hide_keys(args, kwargs, mine(active_BT), x_BTD)
-            if self.heads is not None:
-                shape_BT = x_BTD.shape[0], x_BTD.shape[1]
-                weight_BTU = mine(self._heads_BTU()).expand(shape_BT[0], -1, -1)
-                plan = HeadPlan(weight_BTU, shape_BT, cached, handle.whole_heads)
-                handle.scopes["attention"].heads = plan
-            if self.experts is not None:
-                weight_BTE = mine(self.experts.weight_BTU)
-                if handle.averages:
-                    weight_BTE = weight_BTE / weight_BTE.sum(-1, keepdim=True).clamp_min(1e-9)
-                handle.scopes["ffn"].experts = ExpertPlan(weight_BTE, x_BTD)
-            if self.adapters is None:
-                return host(x_BTD, *args, **kwargs)
-            added = AdapterPlan(mine(self.adapters.weight_BTU), x_BTD)
-            for scope in handle.scopes.values():
-                scope.adapters = added
-            out = host(x_BTD, *args, **kwargs)
-            if handle.bottleneck is None:
-                return out
-            ran_BT = None if self.layer_BT is None else mine(self.layer_BT)
-            return add_bottleneck(handle.bottleneck, added, out, ran_BT)
+            self._narrow_leaves(x_BTD, mine)
+            self._choose_parts(x_BTD, fills_cache(args, kwargs), mine)
+            if handle.hide and handle.scopes["attention"].index_N is not None:
+                args, kwargs = hide_keys(args, kwargs, mine(self.active["attention"]), x_BTD)
+            return self._adapted(host, x_BTD, args, kwargs, mine)
         finally:
             handle.stream.state_BTD = handle.stream.keep_B = handle.stream.short = None
             for scope in handle.scopes.values():
                 scope.clear()
+
+    def _narrow_leaves(self, x_BTD: Tensor, mine: _Mine) -> None:
+        """Tell the leaves of each sub-block the rows that run in it, and their weights."""
+        layer_index: Tensor | None = None  # one index serves all that a layer decision covers
+        for kind, active_BT in self.active.items():
+            scope, own = self.handle.scopes[kind], self.routes.get(kind)
+            scope.check()
+            weighted = own is not None and is_weighted(own.weight_BTU)
+            if not weighted and not bool(mine(self._skipped(active_BT)).any()):
+                continue
+            index = layer_index if own is None else None
+            if index is None:
+                index = mine(self._real(active_BT)).reshape(-1).nonzero().squeeze(1)
+                if own is None:
+                    layer_index = index
+            scope.index_N, scope.like_BTD, scope.hide = index, x_BTD, self.handle.hide
+            if own is not None and weighted:
+                weight_BT = mine(own.weight_BTU.sum(-1).expand(self.x_BTD.shape[:2]))
+                scope.weight_N = weight_BT.reshape(-1).index_select(0, index)
+
+    def _choose_parts(self, x_BTD: Tensor, cached: bool, mine: _Mine) -> None:
+        """Tell the leaves which heads and which experts run."""
+        handle = self.handle
+        if self.heads is not None:
+            shape_BT = x_BTD.shape[0], x_BTD.shape[1]
+            weight_BTU = mine(self._heads_BTU()).expand(shape_BT[0], -1, -1)
+            plan = HeadPlan(weight_BTU, shape_BT, cached, handle.whole_heads)
+            handle.scopes["attention"].heads = plan
+        if self.experts is not None:
+            weight_BTE = mine(self.experts.weight_BTU)
+            if handle.averages:
+                weight_BTE = weight_BTE / weight_BTE.sum(-1, keepdim=True).clamp_min(1e-9)
+            handle.scopes["ffn"].experts = ExpertPlan(weight_BTE, x_BTD)
+
+    def _adapted(
+        self,
+        host: Callable[..., Any],
+        x_BTD: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        mine: _Mine,
+    ) -> Any:
+        """The host's block, with its adapters where it has some."""
+        handle = self.handle
+        if self.adapters is None:
+            return host(x_BTD, *args, **kwargs)
+        added = AdapterPlan(mine(self.adapters.weight_BTU), x_BTD)
+        for scope in handle.scopes.values():
+            scope.adapters = added
+        out = host(x_BTD, *args, **kwargs)
+        if handle.bottleneck is None:
+            return out
+        ran_BT = None if self.layer_BT is None else mine(self.layer_BT)
+        return add_bottleneck(handle.bottleneck, added, out, ran_BT)
 
     def _short(
         self,

@@ -32,6 +32,16 @@ class BlockView:
     top: int = 0
 
     @property
+    def place(self) -> str:
+        """Stack and layer, as sites, orders of neurons and importance are keyed."""
+        return f"{self.stack.name}.{self.layer}"
+
+    @property
+    def bank(self) -> str:
+        """Name of the units that it has in ``model.turnout.units`` (modules' names take no dot)."""
+        return f"{self.stack.name}_{self.layer}"
+
+    @property
     def merge(self) -> str:
         """Path of attention's output projection."""
         found = [leaf.path for leaf in self.stack.attention if leaf.role == "delta"]
@@ -222,7 +232,7 @@ def site_of(
     """The site of a kind at a block, with its cost. hidden: skipped tokens make no keys. units: how
     many there are where that is not the host's to say. cost: of one; None = the host's part.
     together: how many a token runs when everything does; None = all."""
-    key = f"{view.stack.name}.{view.layer}.{kind}"
+    key = f"{view.place}.{kind}"
     if units is None:
         units = view.groups if kind == "head" else 1
     most = units if together is None else together

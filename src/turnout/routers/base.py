@@ -59,6 +59,11 @@ class RouterConfig(BaseModel):
     targets: tuple[Target, ...] = ("query", "value")
     split: Literal["parameters", "coactivation", "importance", "random", "copied"] = "parameters"
 
+    @property
+    def owns_units(self) -> bool:
+        """Do its units have weights that the host lacks: adapters, copies of a network."""
+        return self.site == "adapter" or (self.site == "expert" and self.split == "copied")
+
     def covers(self, site: Site) -> bool:
         """Does this router serve a site of the host."""
         if site.kind != self.site or (self.stack is not None and site.stack != self.stack):

@@ -53,7 +53,7 @@ def train_branch(
     cluster_of(model)
     if not len(shard.train):
         raise UserError(f"cluster {unit} has no training rows; fit fewer clusters")
-    frozen = config.model_copy(update={"freeze": "host", "weight_decay": 0.0})
+    frozen = config.model_copy(update={"freeze": "host", "weight_decay": 0.0, "seed_phase": 0.0})
     with only_unit(model, unit):
         fit(model, shard, frozen, weights or ObjectivesConfig(), out, **how)
     routing: Any = model.turnout

@@ -34,7 +34,9 @@ class TrainConfig(BaseModel):
     freeze: ``embeddings`` trains all but the embeddings (much faster on a CPU), ``blocks`` trains
     the head, and routers with their units, ``host`` trains only the routers and their units once
     the dense host is trained, ``units`` only the routers (adapters stay as they were loaded);
-    routed_freeze: the same for the routed model alone (None = as ``freeze``). budget:
+    routed_freeze: the same for the routed model alone (None = as ``freeze``). seed_phase: share of
+    the steps in which the adapters, or copied experts, of a block learn as one, before each learns
+    what its router sends it. budget:
     share of the work that gates learn to spend, reached after ``anneal`` of the steps, and the
     budget that a loaded model starts with. precision: ``auto`` times real steps in fp32 and bf16
     and takes the faster. evaluate_every: steps between validations; None = an epoch. patience:
@@ -62,6 +64,7 @@ class TrainConfig(BaseModel):
     attention_dropout: Share | None = None
     freeze: Freeze = "none"
     routed_freeze: Freeze | None = None
+    seed_phase: Share = 0.0
     budget: Share = 0.5
     anneal: Share = 0.5
     precision: Literal["auto", "fp32", "bf16"] = "auto"

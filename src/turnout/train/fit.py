@@ -26,6 +26,7 @@ from turnout.train.calibrate import calibrate
 from turnout.train.callbacks import CollapseCallback, ProgressLine
 from turnout.train.config import TrainConfig
 from turnout.train.data import Data, listed, with_teacher
+from turnout.train.seed_phase import SeedPhase
 from turnout.train.step_format import StepFormat, attention_of, step_format
 from turnout.train.trainer import RoutedTrainer, last_checkpoint, routing_of
 
@@ -72,8 +73,10 @@ def fit(
         trainer.add_callback(callback)
     if config.tensorboard:
         trainer.add_callback(tensorboard(Path(out) / "logs" if logs is None else logs))
-    if routing_of(model) is not None:
+    if (routing := routing_of(model)) is not None:
         trainer.add_callback(CollapseCallback(say, config.budget))
+    if routing is not None and config.seed_phase:
+        trainer.add_callback(SeedPhase(routing, config.seed_phase))
     if scored:
         trainer.task_score = lambda: _score(model, data)
     if config.patience is not None:

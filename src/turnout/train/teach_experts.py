@@ -33,7 +33,7 @@ class Watch:
     """
 
     def __init__(self, model: PreTrainedModel, sites: Iterable[Site]) -> None:
-        views = {f"{v.stack.name}.{v.layer}": v for v in blocks_of(model, find_family(model))}
+        views = {v.place: v for v in blocks_of(model, find_family(model))}
         self.states: dict[str, list[Tensor]] = {}
         self.weights: dict[str, list[Tensor]] = {}
         self.model, self.inputs = model, dict[str, Tensor]()

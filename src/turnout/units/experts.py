@@ -157,7 +157,7 @@ def _expert_places(
     by_place = {f"{s.stack}.{s.layer}": s for s in wanted if s.kind == "expert"}
     if not by_place:
         raise UserError("the neurons can be looked at in a model with a router at site expert")
-    views = {f"{v.stack.name}.{v.layer}": v for v in blocks_of(model, find_family(model))}
+    views = {v.place: v for v in blocks_of(model, find_family(model))}
     return {place: views[place] for place in by_place}, by_place
 
 

@@ -156,7 +156,7 @@ def lora_fields(
 def fill(model: PreTrainedModel, loras: Sequence[Lora], head: int | None = None) -> None:
     """Copy checkpoints into the units of a model that was routed with ``lora_fields``."""
     routing: Any = model.turnout
-    views = [(f"{v.stack.name}_{v.layer}", v) for v in blocks_of(model, find_family(model))]
+    views = [(v.bank, v) for v in blocks_of(model, find_family(model))]
     for name, view in views:
         mine = {_path(model, view, path) for n in NAMES for path in _paths(view, n)}
         if name not in routing.units and any(mine & set(lora.layers) for lora in loras):
