@@ -211,6 +211,15 @@ def test_clusters_are_counted_and_told(path: Path, tmp_path: Path, site: str) ->
     assert sum(found["sizes"]) > 0 and 0 <= found["balance"] <= 1
 
 
+def test_no_number_of_clusters_that_fits_is_found_before_training(
+    path: Path, tmp_path: Path
+) -> None:
+    spec = "routers=[{kind: cluster, site: expert, most: 5, top: 5}]"
+    with pytest.raises(UserError, match=r"no number from 5 to 5 divides the neurons .*\(24\)"):
+        train(load(path, (*FEW, spec)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_policy_may_begin_with_routes_that_were_searched(path: Path, tmp_path: Path) -> None:
     train(load(path, (*FEW, "routers=[{kind: policy, imitate: 12, price: 0.5}]")), tmp_path / "run")
     run = open_run(tmp_path / "run")

@@ -27,7 +27,7 @@ from turnout.train.data import Data, encode, listed
 from turnout.train.fit import fit, freeze
 from turnout.train.host import host_labels, open_host
 from turnout.train.precision import moved
-from turnout.train.prepare import check_alone, counted, prepare
+from turnout.train.prepare import check_alone, check_counts, counted, prepare
 from turnout.train.saving import load_host, save
 
 CALIBRATION_ROWS = 512
@@ -92,6 +92,7 @@ def _host(recipe: Recipe, task: Task[Any], run: Run | None) -> tuple[PreTrainedM
     else:
         model, tokenizer = open_host(recipe.model, task, new_head=recipe.train.epochs > 0)
     check_alone(recipe.routers)
+    check_counts(model, recipe.routers)
     if recipe.train.seed_phase and not any(config.owns_units for config in recipe.routers):
         raise UserError(
             "train.seed_phase: no router here has units that could learn as one: it is for site "

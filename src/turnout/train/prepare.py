@@ -40,7 +40,7 @@ def counted(
     for place, config in enumerate(routers):
         if isinstance(config, ClusterConfig) and config.most is not None:
             counts = _counts(host, config, config.most)
-            model = install(deepcopy(host), [config.with_units(counts[-1])] if counts else [config])
+            model = install(deepcopy(host), [config.with_units(counts[-1])])
             router = model.turnout.all_routers()[0]  # type: ignore[union-attr, operator]
             count, table = best_count(pooled_states(model, router, data), counts, config.seed)
             told = ", ".join(f"{each}: {value:,.0f}" for each, value in table.items())
@@ -50,12 +50,27 @@ def counted(
 
 
 def _counts(host: PreTrainedModel, config: ClusterConfig, most: int) -> list[int]:
-    """The numbers of clusters up to ``most`` that the units of this host can have."""
+    """The numbers of clusters up to ``most`` that the units of this host can have; UserError where
+    there is none."""
     counts = range(max(2, config.top), most + 1)
     if config.site != "expert" or config.split == "copied":
         return list(counts)
     neurons = {view.neuron_count() for view in blocks_of(host, find_family(host))}
-    return [count for count in counts if not any(each % count for each in neurons)]
+    fitting = [count for count in counts if not any(each % count for each in neurons)]
+    if not fitting:
+        raise UserError(
+            f"router 'cluster': no number from {counts.start} to {most} divides the neurons of "
+            f"this host's networks ({', '.join(map(str, sorted(neurons)))}): raise most, or use "
+            "split: copied"
+        )
+    return fitting
+
+
+def check_counts(host: PreTrainedModel, routers: Sequence[RouterConfig]) -> None:
+    """Raise UserError where ``counted`` would find no number of clusters to try."""
+    for config in routers:
+        if isinstance(config, ClusterConfig) and config.most is not None:
+            _counts(host, config, config.most)
 
 
 def check_alone(routers: Sequence[RouterConfig]) -> None:
