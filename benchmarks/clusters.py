@@ -109,7 +109,7 @@ def purity(router: ClusterRouter, made: Study, model: Any) -> float:
 
 
 def run() -> None:
-    benchmark = Benchmark("clusters", "an adapter a cluster beats one adapter", (0, 1, 2))
+    benchmark = Benchmark("clusters", "does an adapter a cluster beat one adapter", (0, 1, 2))
     missing = list(calls(benchmark))
     for row in in_processes(missing, workers_for(missing)):
         benchmark.add([row])
