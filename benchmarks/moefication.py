@@ -63,17 +63,18 @@ def make_arm(arm: str, fields: dict[str, Any], seed: int, quick: bool) -> list[R
     out = WORK / named("moefication", seed, quick)
     out.mkdir(exist_ok=True)
 
-    def change(model: Any) -> Any:
-        set_seed(seed)
-        return changed(arm, model, study.data)
+    set_seed(seed)
+    first = changed(arm, deepcopy(dense), study.data).eval()
+
+    def start(model: Any) -> None:  # neurons are clustered once
+        changed(arm, model, None).load_state_dict(first.state_dict())
 
     more = config.model_copy(update={"learning_rate": 1e-4, "epochs": 1.0})
     base, rows = study.accuracy(dense), []
     for state in STATES:
+        model = first
         if state == "trained":
-            model = trained_from(dense, change, study, more, out / arm, title=arm)
-        else:
-            model = change(deepcopy(dense)).eval()
+            model = trained_from(dense, start, study, more, out / arm, title=arm)
         if hasattr(model, "turnout"):
             model.turnout.budget = SHARE
         name = f"{arm}, {state}"
