@@ -117,8 +117,11 @@ def run() -> None:
     for seed in fields:
         rows = [row for row in made if row["seed"] == seed]
         benchmark.add(minilm(rows, fields[seed], seed, quick))
-    if benchmark.find(host="gemma3-270m") is None:
-        benchmark.add(language(benchmark))
+    arms = [
+        arm for arm in ARMS if benchmark.find(host="gemma3-270m", arm=f"{arm}, {STATES[0]}") is None
+    ]
+    for rows in language(benchmark, arms) if arms else ():
+        benchmark.add(rows)
 
     def mean(host: str, arm: str, value: Any) -> float:
         return statistics.fmean(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from common import Benchmark, Row
 from gemma import gemma
-from quarter import ARMS, CHANCE, GATE, SHARE, STATES, prune, times
+from quarter import CHANCE, GATE, SHARE, STATES, prune, times
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import set_seed
@@ -82,8 +82,8 @@ def tune(model: Any, dense: Any, ids_NT: Tensor, rate: float, title: str) -> Non
     model.eval()
 
 
-def language(benchmark: Benchmark) -> Iterator[Row]:
-    """Arms on WikiText-2: validation text to learn from, test text to judge by."""
+def language(benchmark: Benchmark, arms: Sequence[str]) -> Iterator[list[Row]]:
+    """The rows of each arm on WikiText-2: validation text to learn from, test text to judge by."""
     folder = benchmark.folder("wikitext2")
     dense, tokenizer = gemma()
     seen = windows(tokenizer, folder / "valid.txt", 2_000 if benchmark.quick else 96_000)
@@ -104,15 +104,15 @@ def language(benchmark: Benchmark) -> Iterator[Row]:
         return model
 
     base = perplexity(dense, test)
-    for arm in ARMS:
-        model = change(arm, deepcopy(dense)).eval()
+    for arm in arms:
+        model, rows = change(arm, deepcopy(dense)).eval(), []
         for state in STATES:
             if state == "trained":
                 tune(model, dense, seen, 1e-4, arm)
             spent = times(
                 dense, {arm: model}, {"input_ids": test[:4, :-1]}, 1 if benchmark.quick else 7
             )
-            yield {
+            row = {
                 "host": "gemma3-270m",
                 "seed": 0,
                 "arm": f"{arm}, {state}",
@@ -120,3 +120,5 @@ def language(benchmark: Benchmark) -> Iterator[Row]:
                 "dense_perplexity": base,
                 **spent[arm],
             }
+            rows.append(row)
+        yield rows
