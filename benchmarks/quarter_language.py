@@ -77,7 +77,7 @@ def tune(model: Any, dense: Any, ids_NT: Tensor, rate: float, title: str) -> Non
         optimizer.step()
         schedule.step()
         if step % 10 == 0:
-            print(f"  {title}: step {step} of {len(steps)}, loss {float(loss):.3f}, "
+            print(f"  {title}: step {step} of {len(steps)}, loss {float(loss.detach()):.3f}, "
                   f"{time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
     model.eval()
 
