@@ -20,7 +20,7 @@ from frontier_claim import WORK, named
 from quarter import ARMS, CHANCE, GATE, SHARE, STATES, prune, times
 from quarter_language import language
 from safetensors.torch import load_file, save_file
-from trained import ag_news_hosts, dense_host, trained_from
+from trained import ag_news_hosts, dense_host, host_settings, trained_from
 from transformers import set_seed
 
 import turnout
@@ -32,15 +32,7 @@ from turnout.workers import in_processes
 
 def settings(seed: int, quick: bool) -> TrainConfig:
     """Of the dense host."""
-    return TrainConfig(
-        epochs=1.0 if quick else 2.0,
-        dropout=0.0,
-        freeze="embeddings",
-        learning_rate=2e-4,
-        budget=SHARE,
-        anneal=0.0,
-        seed=seed,
-    )
+    return host_settings(seed, quick, budget=SHARE, anneal=0.0)
 
 
 def changed(arm: str, model: Any, data: Data | None) -> Any:

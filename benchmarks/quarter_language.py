@@ -112,13 +112,14 @@ def language(benchmark: Benchmark, arms: Sequence[str]) -> Iterator[list[Row]]:
             spent = times(
                 dense, {arm: model}, {"input_ids": test[:4, :-1]}, 1 if benchmark.quick else 7
             )
-            row = {
-                "host": "gemma3-270m",
-                "seed": 0,
-                "arm": f"{arm}, {state}",
-                "perplexity": perplexity(model, test),
-                "dense_perplexity": base,
-                **spent[arm],
-            }
-            rows.append(row)
+            rows.append(
+                {
+                    "host": "gemma3-270m",
+                    "seed": 0,
+                    "arm": f"{arm}, {state}",
+                    "perplexity": perplexity(model, test),
+                    "dense_perplexity": base,
+                    **spent[arm],
+                }
+            )
         yield rows

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from trained import Study
+from trained import Study, host_settings
 from transformers import TrainerCallback, set_seed
 
 import turnout
@@ -28,14 +28,7 @@ POLICY = {"kind": "policy", "price": PRICE, "open": 1.0, "hold_first": 1}
 
 def settings(seed: int, quick: bool) -> TrainConfig:
     """Of the dense host; the policy has the same steps."""
-    return TrainConfig(
-        epochs=1.0 if quick else 2.0,
-        dropout=0.0,
-        freeze="embeddings",
-        learning_rate=2e-4,
-        router_learning_rate=2e-3,
-        seed=seed,
-    )
+    return host_settings(seed, quick, router_learning_rate=2e-3)
 
 
 class Curve(TrainerCallback):

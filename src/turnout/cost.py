@@ -121,7 +121,7 @@ def _column(entered: bool | Tensor) -> bool | Tensor:
 
 def _layer_of(site: Site) -> str:
     """The key of the layer that a site stands in."""
-    return f"{site.stack}.{site.layer}.layer"
+    return f"{site.place}.layer"
 
 
 def _ran(weight_BTU: Tensor) -> Tensor:

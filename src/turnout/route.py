@@ -67,6 +67,11 @@ class Site:
     together: int = 0
 
     @property
+    def place(self) -> str:
+        """Stack and layer: the block that it is in."""
+        return f"{self.stack}.{self.layer}"
+
+    @property
     def whole(self) -> UnitCost:
         """The work of the site when nothing is skipped."""
         return self.cost * (self.together or self.units)

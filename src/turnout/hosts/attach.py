@@ -33,7 +33,7 @@ class BlockView:
 
     @property
     def place(self) -> str:
-        """Stack and layer, as sites, orders of neurons and importance are keyed."""
+        """Stack and layer, as a site's ``place``."""
         return f"{self.stack.name}.{self.layer}"
 
     @property

@@ -75,8 +75,8 @@ def fit(
         trainer.add_callback(tensorboard(Path(out) / "logs" if logs is None else logs))
     if (routing := routing_of(model)) is not None:
         trainer.add_callback(CollapseCallback(say, config.budget))
-    if routing is not None and config.seed_phase:
-        trainer.add_callback(SeedPhase(routing, config.seed_phase))
+        if config.seed_phase:
+            trainer.add_callback(SeedPhase(routing, config.seed_phase))
     if scored:
         trainer.task_score = lambda: _score(model, data)
     if config.patience is not None:

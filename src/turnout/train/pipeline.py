@@ -92,13 +92,13 @@ def _host(recipe: Recipe, task: Task[Any], run: Run | None) -> tuple[PreTrainedM
     else:
         model, tokenizer = open_host(recipe.model, task, new_head=recipe.train.epochs > 0)
     check_alone(recipe.routers)
-    check_counts(model, recipe.routers)
     if recipe.train.seed_phase and not any(config.owns_units for config in recipe.routers):
         raise UserError(
             "train.seed_phase: no router here has units that could learn as one: it is for site "
             "adapter, and for experts with split: copied"
         )
     install(_start(model, recipe), recipe.routers)
+    check_counts(model, recipe.routers)
     cuts_of(model, recipe.measure.static)
     return model, tokenizer
 

@@ -134,7 +134,7 @@ def _imitate(
 def _splits(model: PreTrainedModel, router: Router) -> bool:
     """Do the experts of this router share the neurons of dense networks."""
     site, routing = router.sites[0], model.turnout
-    return site.kind == "expert" and f"{site.stack}.{site.layer}" in routing.orders  # type: ignore[union-attr, operator]
+    return site.kind == "expert" and site.place in routing.orders  # type: ignore[union-attr, operator]
 
 
 def _ranks_tokens(router: Router) -> TypeGuard[GateRouter]:

@@ -28,10 +28,10 @@ class SeedPhase(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
             for bank_U in self.banks:
-                bank_U.copy_(bank_U[:1].expand_as(bank_U).clone())
+                bank_U.copy_(bank_U[:1].clone())
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step < self.share * state.max_steps:
             for bank_U in self.banks:
                 if bank_U.grad is not None:
-                    bank_U.grad.copy_(bank_U.grad.sum(0, keepdim=True).expand_as(bank_U).clone())
+                    bank_U.grad.copy_(bank_U.grad.sum(0, keepdim=True))

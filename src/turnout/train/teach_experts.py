@@ -40,7 +40,7 @@ class Watch:
         self.real: Tensor | slice = slice(None)
         self._handles = []
         for site in sites:
-            self._attach(site, views[f"{site.stack}.{site.layer}"])
+            self._attach(site, views[site.place])
 
     def _attach(self, site: Site, view: BlockView) -> None:
         states = self.states[site.key] = []

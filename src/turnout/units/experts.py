@@ -154,7 +154,7 @@ def _expert_places(
     """Blocks with sites ``expert``, and the sites, by stack and layer."""
     routing: Any = getattr(model, "turnout", None)
     wanted = () if routing is None else routing.sites if sites is None else sites
-    by_place = {f"{s.stack}.{s.layer}": s for s in wanted if s.kind == "expert"}
+    by_place = {s.place: s for s in wanted if s.kind == "expert"}
     if not by_place:
         raise UserError("the neurons can be looked at in a model with a router at site expert")
     views = {v.place: v for v in blocks_of(model, find_family(model))}
