@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -20,14 +21,12 @@ from frontier_claim import WORK, named
 
 from turnout import contest
 from turnout.files import write_text
-from turnout.measure.frontier import front, line_at
 from turnout.recipe import Recipe
 
 READERS = {"conll2003": conll2003, "ag_news": ag_news, "sst2": sst2, "trec6": trec6}
 MOST = 3000  # training texts of each data set: 11 contenders on 4 of them, 3 times over
 MOST_QUICK = 600
 TIMED = 240  # test texts that are timed
-Lines = dict[str, dict[str, list[float | None]]]  # name -> what -> a value for each speed
 
 
 def recipe(name: str, task: dict[str, Any], seed: int, quick: bool) -> Recipe:
@@ -59,184 +58,75 @@ def recipe(name: str, task: dict[str, Any], seed: int, quick: bool) -> Recipe:
     )
 
 
-def rows_of(results: Any, costs: dict[str, float | None], dataset: str, seed: int) -> Iterator[Row]:
+def rows_of(found: contest.Comparison, dataset: str, seed: int) -> Iterator[Row]:
     """A row an arm."""
-    for arm in results.arms:
-        yield {
-            "dataset": dataset,
-            "seed": seed,
-            "arm": arm.name,
-            "family": arm.family,
-            "router": arm.router,
-            "place": arm.place,
-            "budget": arm.budget,
-            "quality": arm.quality.value,
-            "low": arm.quality.low,
-            "high": arm.quality.high,
-            "speedup": arm.speedup.value,
-            "seconds_per_text": arm.seconds.median / TIMED,
-            "share": arm.share,
-            "layers": arm.units_run,
-            "flops_per_example": arm.flops_per_example,
-            "training_seconds": costs.get(arm.router or ""),
-        }
+    for point in found.points[0]:
+        cost = found.seconds[0].get(point.router or "")
+        more = {"metric": found.metric, "training_seconds": cost}
+        yield {"dataset": dataset, "seed": seed, **asdict(point), **more}
 
 
-def points(rows: list[Row]) -> list[tuple[float, float]]:
-    """The front of some arms and the dense host: (time as a share of dense, quality)."""
-    return front((1 / row["speedup"], row["quality"]) for row in rows)
+def comparison_of(rows: list[Row], dataset: str) -> contest.Comparison:
+    """What was measured on a data set."""
+    here = [row for row in rows if row["dataset"] == dataset]
+    seeds = list(dict.fromkeys(row["seed"] for row in here))
+    by_seed = [[row for row in here if row["seed"] == seed] for seed in seeds]
+    names = [field.name for field in fields(contest.Point)]
+    return contest.Comparison(
+        here[0]["metric"],
+        seeds,
+        [[contest.Point(**{n: row[n] for n in names}) for row in seed] for seed in by_seed],
+        [{r["router"]: r["training_seconds"] for r in seed if r["router"]} for seed in by_seed],
+    )
 
 
-def lines_of(rows: list[Row]) -> Lines:
-    """What each contender has at each speed in one run, and how much more than cut models and
-    random skipping of the same time; None where it is not as fast."""
-    dense = [row for row in rows if row["family"] == "dense"]
-    cut = points([*dense, *(row for row in rows if row["family"] == "static")])
-    found: Lines = {}
-    for name in dict.fromkeys(row["router"] for row in rows if row["family"] == "routed"):
-        arms = [row for row in rows if row["router"] == name]
-        place = arms[0]["place"]
-        drawn = [row for row in rows if row["family"] == "random" and row["place"] == place]
-        own, chance = points([*dense, *arms]), points([*dense, *drawn])
-        quality = [line_at(own, 1 / speed) for speed in contest.SPEEDS]
-        found[name] = {"quality": quality}
-        for what, line in (("cut models", cut), ("random skipping", chance)):
-            found[name][what] = [
-                None if value is None or other is None else value - other
-                for value, other in zip(
-                    quality, (line_at(line, 1 / speed) for speed in contest.SPEEDS), strict=True
-                )
-            ]
-    return found
-
-
-def over(by_seed: list[Lines], name: str, what: str) -> list[list[float]]:
-    """Values of every seed at each speed; empty where not every seed reaches it."""
-    columns = zip(*(lines[name][what] for lines in by_seed), strict=True)
-    return [
-        [value for value in column if value is not None] if None not in column else []
-        for column in columns
-    ]
-
-
-def verdict(lines: dict[str, list[Lines]]) -> dict[str, Row]:
+def verdict(found: dict[str, contest.Comparison]) -> dict[str, Row]:
     """Contenders of each data set, best against cut models first."""
     entries: dict[str, Row] = {}
-    for dataset, by_seed in lines.items():
-        ranked: list[tuple[tuple[int, float], str, Row]] = []
-        for name in by_seed[0]:
-            for what in ("cut models", "random skipping"):
-                reached = [column for column in over(by_seed, name, what) if column]
-                entry = goal(
-                    statistics.fmean(map(statistics.fmean, reached or [[0.0]])), at_least=0
-                )
-                each = [statistics.fmean(column) for column in zip(*reached, strict=True)]
+    for dataset, comparison in found.items():
+        for standing in comparison.standings:
+            for what, gains in (
+                ("cut models", standing.over_cut),
+                ("random skipping", standing.over_random),
+            ):
+                reached = [values for values in gains.values() if values]
+                each = [statistics.fmean(seed) for seed in zip(*reached, strict=True)]
+                entry = goal(statistics.fmean(each or [0.0]), at_least=0)
                 entry["over_seeds"] = {"low": min(each), "high": max(each)} if each else None
                 entry["speeds_reached"] = len(reached)
                 entry["met"] = entry["met"] and bool(reached)
-                key = f"{dataset}: {name} minus {what}, mean over the speeds it reaches"
-                ranked.append(((len(reached), entry["value"]), key, entry))
-        entries |= {
-            key: entry for _, key, entry in sorted(ranked, key=lambda x: x[0], reverse=True)
-        }
+                key = f"{dataset}: {standing.name} minus {what}, mean over the speeds it reaches"
+                entries[key] = entry
     return entries
 
 
-def table(rows: list[Row], lines: dict[str, list[Lines]]) -> str:
-    """All of it as Markdown."""
-    head = ["data set", "router", *(f"{speed:g}x" for speed in contest.SPEEDS), "training, s"]
-    text = [
-        "Quality at equal measured time: mean over the seeds (lowest to highest); below it, points "
-        "above cut models / above random skipping at the same place and time. Training: the routed "
-        "stage, where each contender had one core and another trained beside it.",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|" + "---|" * len(head),
-    ]
-    for dataset, by_seed in lines.items():
-        seeds = [row for row in rows if row["dataset"] == dataset]
-        dense = [row["quality"] for row in seeds if row["family"] == "dense"]
-        text.append(f"| {dataset} | dense | {spread(dense)} at 1x |" + " |" * len(contest.SPEEDS))
-        for name in by_seed[0]:
-            columns = [over(by_seed, name, w) for w in ("quality", "cut models", "random skipping")]
-            cells = [
-                f"{spread(own)}<br>{points_of(cut)} / {points_of(chance)}" if own else "not as fast"
-                for own, cut, chance in zip(*columns, strict=True)
-            ]
-            costs = [r["training_seconds"] for r in seeds if r["router"] == name]
-            spent = [value for value in costs if value is not None]
-            cost = f"{statistics.fmean(spent):.0f}" if spent else ""
-            text.append("| " + " | ".join([dataset, name, *cells, cost]) + " |")
-    return "\n".join(text) + "\n"
-
-
-def arms_table(rows: list[Row]) -> str:
-    """What every arm was measured to do, as Markdown."""
-    head = ["data set", "arm", "quality", "95 % interval", "speed", "ms a text", "GFLOPs", "layers"]
-    text = [
-        "Every arm: means over the seeds (quality lowest to highest); the interval is the mean one "
-        "of the test texts, layers are whole layers' worth of units run for a text.",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|" + "---|" * len(head),
-    ]
-    for name, arm in dict.fromkeys((row["dataset"], row["arm"]) for row in rows):
-        here = [row for row in rows if (row["dataset"], row["arm"]) == (name, arm)]
-
-        def mean(key: str, here: list[Row] = here) -> float:
-            return statistics.fmean(row[key] for row in here)
-
-        cells = [
-            name,
-            arm,
-            spread([row["quality"] for row in here]),
-            f"{mean('low'):.3f} to {mean('high'):.3f}",
-            f"{mean('speedup'):.2f}x",
-            f"{1000 * mean('seconds_per_text'):.2f}",
-            f"{mean('flops_per_example') / 1e9:.2f}",
-            f"{mean('layers'):.1f}",
-        ]
-        text.append("| " + " | ".join(cells) + " |")
-    return "\n".join(text) + "\n"
-
-
-def spread(values: list[float]) -> str:
-    """Mean and range."""
-    return f"{statistics.fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
-def points_of(values: list[float]) -> str:
-    """Mean difference in points."""
-    return f"{100 * statistics.fmean(values):+.1f}" if values else "-"
+def page(found: dict[str, contest.Comparison]) -> str:
+    """All of it as Markdown: the rankings, then every arm."""
+    parts = []
+    for draw in (contest.ranking, contest.arms):
+        for dataset, comparison in found.items():
+            parts.append(f"## {dataset}\n\n{draw(comparison).markdown()}")
+    return "\n".join(parts)
 
 
 def run() -> None:
     benchmark = Benchmark("compare_routers", "which router pays at equal measured time", (0, 1, 2))
-    lines: dict[str, list[Lines]] = {}
+    readers = {k: v for k, v in READERS.items() if k == "trec6" or not benchmark.quick}
     for seed in benchmark.seeds:
-        for name, read in READERS.items():
-            if benchmark.quick and name != "trec6":
-                continue
+        for name, read in readers.items():
             if benchmark.find(dataset=name, seed=seed) is None:
                 out = WORK / named(f"compare-{name}", seed, benchmark.quick)
                 files = out.with_name(f"{out.name}-data")
                 task = read(benchmark.folder(name), files, seed, benchmark.quick)
                 made = recipe(name, task, seed, benchmark.quick)
-                jobs = min(4, torch.get_num_threads())
-                results = contest.compare(made, ["all"], out, jobs=jobs)
-                costs = {
-                    each["name"]: each["training_seconds"]
-                    for each in contest.read_comparison(out)["standings"]
-                }
-                benchmark.add(rows_of(results, costs, name, seed))
-            here = [r for r in benchmark.rows if r["dataset"] == name and r["seed"] == seed]
-            lines.setdefault(name, []).append(lines_of(here))
+                contest.compare(made, ["all"], out, jobs=min(4, torch.get_num_threads()))
+                benchmark.add(rows_of(contest.load(out), name, seed))
+    found = {name: comparison_of(benchmark.rows, name) for name in readers}
     benchmark.finish(
-        verdict(lines),
+        verdict(found),
         ["Not met means: this router does not beat that at equal measured time here."],
     )
-    tables = [table(benchmark.rows, lines), arms_table(benchmark.rows)]
-    write_text(benchmark.path.with_suffix(".md"), "\n".join(tables))
+    write_text(benchmark.path.with_suffix(".md"), page(found))
 
 
 if __name__ == "__main__":

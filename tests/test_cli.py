@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 import turnout
 from turnout.cli import app
+from turnout.contest import CONTENDERS
 from turnout.files import read_json, write_json
 from turnout.measure import results
 from turnout.routers import ROUTERS
@@ -141,6 +142,25 @@ def test_measure_writes_results_and_report(folder: Path, tmp_path: Path) -> None
 def test_measure_refuses_a_wrong_field(folder: Path) -> None:
     done = call("measure", folder / "run", "repeat=3")
     assert done.exit_code == 2 and "measure.repeat" in plain(done.stderr)
+
+
+def test_compare_draws_one_table_over_seeds(folder: Path, tmp_path: Path) -> None:
+    few = (*QUICK, "measure.repeats=2", "measure.budgets=[0.5]", "measure.static=[first-1]")
+    start = ("compare", folder / "recipe.yaml", "--out", tmp_path / "out")
+    done = call(*start, "--routers", "gate, recipe", "--seeds", "0, 1", *few)
+    assert done.exit_code == 0, done.output
+    shown = plain(done.stdout)
+    assert "Means over 2 seeds" in shown and "cut models" in shown and "GFLOPs" in shown
+    assert "comparison.md" in plain(done.stderr)
+    assert (tmp_path / "out/seed-1/report.html").is_file()
+    for wrong, told in (("0,x", "whole numbers with commas"), ("1,1", "different whole numbers")):
+        done = call(*start, "--seeds", wrong)
+        assert done.exit_code == 2 and told in plain(done.stderr)
+
+
+def test_help_of_compare_names_every_contender() -> None:
+    told = plain(call("compare", "--help", env={"COLUMNS": "200"}).stdout)
+    assert all(name in told for name in CONTENDERS)
 
 
 def test_inspect_a_model_and_a_run(folder: Path) -> None:

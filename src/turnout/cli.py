@@ -121,8 +121,17 @@ def compare(
         typer.Argument(metavar="[KEY=VALUE]...", help="Fields of the recipe, as train.epochs=2."),
     ] = None,
     routers: Annotated[
-        str, typer.Option(help="Contenders, with commas; recipe is the page's own routers.")
+        str,
+        typer.Option(
+            help="Contenders, with commas: all, or some of exit, gate, gate-recurrent, gate-token, "
+            "gate-head, gate-expert, attention, token-attention, policy, q-learning, random-jump; "
+            "recipe is the page's own routers."
+        ),
     ] = "all",
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Seeds, with commas, as 0,1,2; the recipe's one if not given."),
+    ] = None,
     jobs: Annotated[
         int,
         typer.Option(min=1, help="Contenders trained at once; each has its share of the cores."),
@@ -134,16 +143,22 @@ def compare(
     from turnout import contest
     from turnout.recipe import load
 
-    loaded = load(recipe, overrides or [])
+    loaded, names = load(recipe, overrides or []), _listed(routers)
+    numbers = None if seeds is None else [_seed(each) for each in _listed(seeds)]
+    how: dict[str, Any] = {"jobs": jobs, "say": _sayer(quiet), "progress": _bars(quiet)}
     try:
-        contest.compare(
-            loaded, routers.split(","), out, jobs=jobs, say=_sayer(quiet), progress=_bars(quiet)
-        )
+        if numbers is None:
+            contest.compare(loaded, names, out, **how)
+        else:
+            contest.compare_seeds(loaded, names, out, numbers, **how)
     except KeyboardInterrupt:
         _stderr().print("\nstopped; the same command goes on")
         raise typer.Exit(STOPPED) from None
-    _stdout().print(contest.table(out))
-    _stderr().print(f"report: {out}/report.html", highlight=False)
+    found = contest.load(out)
+    _stdout().print(contest.arms(found).rich())
+    _stdout().print(contest.ranking(found).rich())
+    pages = f"{out}/report.html" if numbers is None else f"{out}/seed-*/report.html"
+    _stderr().print(f"the tables: {out}/comparison.md; reports: {pages}", highlight=False)
 
 
 @app.command()
@@ -262,6 +277,17 @@ def _sayer(quiet: bool) -> Any:
             _stderr().print(text, markup=False)
 
     return (lambda text: None) if quiet else say
+
+
+def _listed(text: str) -> list[str]:
+    """What stands between commas."""
+    return [each.strip() for each in text.split(",") if each.strip()]
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"--seeds wants whole numbers with commas between, as 0,1,2; got {text!r}")
+    return int(text)
 
 
 def _calm() -> None:

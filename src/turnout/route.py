@@ -7,12 +7,13 @@ U units of a site, D hidden width, N active rows (tokens), C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 SiteKind = Literal["layer", "attention", "ffn", "head", "expert", "adapter"]
+KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
 Granularity = Literal["batch", "sequence", "token"]
 
 
@@ -70,6 +71,12 @@ class Site:
     def place(self) -> str:
         """Stack and layer: the block that it is in."""
         return f"{self.stack}.{self.layer}"
+
+    @property
+    def salt(self) -> int:
+        """A number of its own, that keeps random draws at one site apart from those at others."""
+        side = 0 if self.stack == "encoder" else 1
+        return (self.layer * len(KINDS) + KINDS.index(self.kind)) * 2 + side
 
     @property
     def whole(self) -> UnitCost:

@@ -53,9 +53,13 @@ def test_random_arms_spend_what_they_are_given() -> None:
     ("router", "place"),
     [
         ({"kind": "gate"}, "layer-sequence"),
-        ({"kind": "exit", "hold_first": 1}, "layer-sequence"),
-        ({"kind": "token-attention", "visible": False}, "layer-token"),
-        ({"kind": "gate", "site": "ffn", "granularity": "token", "hold_first": 1}, "ffn-token"),
+        ({"kind": "exit", "hold_first": 1}, "layer-sequence hold_first=1"),
+        ({"kind": "policy", "hold_last": 1}, "layer-sequence hold_last=1"),
+        (
+            {"kind": "token-attention", "visible": False},
+            "layer-token hold_first=1 visible=False",
+        ),
+        ({"kind": "gate", "site": "ffn", "granularity": "token", "layers": [1]}, "ffn-token layer"),
         ({"kind": "gate", "site": "head"}, "head-sequence"),
         ({"kind": "gate", "site": "expert", "granularity": "token", "keep": "top-k"}, "expert-tok"),
     ],
@@ -70,6 +74,7 @@ def test_random_skipping_stands_where_the_routers_decide(router: Any, place: str
         for n in range(300)
     ]
     (entry,) = random_entries(dense, {0.5: 0.9}, configs_of(routed), place)
+    assert set(entry.model.turnout.sites) == set(routed.turnout.sites)
     with torch.no_grad(), entry.model.turnout.at(entry.dial), turnout.trace() as trace:
         entry.model(**collate(rows))
     whole = float(dense_flops(dense, np.array([6]))[0])

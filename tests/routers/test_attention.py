@@ -75,7 +75,7 @@ def test_a_threshold_keeps_what_comes_near_the_best() -> None:
     level = router.level(0.5)
     score = (logit - logit.amax(-1, keepdim=True)).exp()
     assert level == 0.5 and 0 < (score > level).sum() < score.numel()
-    keep = router._keep(logit, model_flow(0.5))
+    keep = router._keep(logit, model_flow(0.5), 0)
     assert torch.equal(keep > 0, score > level)
 
 

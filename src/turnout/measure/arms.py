@@ -76,18 +76,20 @@ def plain_entries(
 
 
 def random_specs(configs: Sequence[RouterConfig]) -> list[dict[str, Any]]:
-    """Random skipping where these routers decide: the same sites, granularity and units. A router
-    over whole layers of a sequence is compared with random skipping of all layers, one decision a
-    sequence."""
-    layers = {"kind": "random-skip", "rate": 0.0}
-    found = []
-    for config in configs:
-        if config.site == "layer" and config.granularity != "token":
-            return [layers]
-        fields = config.model_dump(mode="json", include=PLACE)
-        # how neurons are shared out is no matter where experts are drawn
-        found.append({**layers, **fields, "split": "random"})
-    return found or [layers]
+    """Random skipping where these routers decide: the same sites, granularity, units and blocks
+    that always run; without routers, all layers of a sequence. Where some decide about whole
+    layers, those alone: the others decide about parts of the same work."""
+    chance = {"kind": "random-skip", "rate": 0.0}
+    # how neurons are shared out is no matter where experts are drawn
+    return [
+        {**chance, **config.model_dump(mode="json", include=PLACE), "split": "random"}
+        for config in _widest(configs) or [RandomSkipConfig()]
+    ]
+
+
+def _widest(configs: Sequence[RouterConfig]) -> Sequence[RouterConfig]:
+    """Those over whole layers; where there are none, all."""
+    return [config for config in configs if config.site == "layer"] or configs
 
 
 def configs_of(model: PreTrainedModel) -> list[RouterConfig]:
@@ -102,15 +104,21 @@ def has_own_units(config: RouterConfig) -> bool:
 
 
 def place_of(model: PreTrainedModel, name: str | None = None) -> str:
-    """Where chance stands in for a routed model: ``layer-sequence``, ``ffn-token``; units of its
-    own are the place of this model alone, ``adapter-sequence of NAME``."""
+    """Where chance stands in for a routed model: ``layer-sequence``, ``ffn-token hold_first=1``;
+    units of its own are the place of this model alone, ``adapter-sequence of NAME``."""
     own = [config for config in configs_of(model) if has_own_units(config)]
     if own:
         return f"{own[0].site}-{own[0].granularity} of {name or 'routed'}"
-    return "+".join(
-        f"{spec.get('site', 'layer')}-{spec.get('granularity', 'sequence')}"
-        for spec in random_specs(configs_of(model))
-    )
+    return "+".join(map(_placed, _widest(configs_of(model))))
+
+
+def _placed(config: RouterConfig) -> str:
+    """Site and granularity, and what else is not as it is by default."""
+    named = {"site", "granularity"}
+    plain = RandomSkipConfig().model_dump(include=PLACE - named)
+    fields = config.model_dump(include=PLACE - named)
+    others = [f" {key}={fields[key]}" for key in sorted(plain) if fields[key] != plain[key]]
+    return f"{config.site}-{config.granularity}" + "".join(others)
 
 
 def random_entries(

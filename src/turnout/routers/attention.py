@@ -72,7 +72,7 @@ class AttentionRouter(Router):
         first = mine[0]
         if site is first:
             logit_BU = self._logits(site, hidden_BTD, flow)
-            keep_BU = self._keep(logit_BU, flow)
+            keep_BU = self._keep(logit_BU, flow, site.salt)
             flow.memory[(first.key, "logit")] = logit_BU
             flow.memory[(first.key, "keep")] = keep_BU
         logit_BU = flow.memory[(first.key, "logit")]
@@ -101,23 +101,23 @@ class AttentionRouter(Router):
             logit_BU = logit_BU.mean(0, keepdim=True).expand_as(logit_BU)
         return logit_BU
 
-    def _keep(self, logit_BU: Tensor, flow: Flow) -> Tensor:
-        """1 for the units that run, 0 for the others, (B, U)."""
+    def _keep(self, logit_BU: Tensor, flow: Flow, salt: int) -> Tensor:
+        """1 for the units that run, 0 for the others, (B, U). salt: of the first site."""
         logit_BU = logit_BU.detach()
         if flow.training:
-            level_B1, noise_BU = self._drawn(logit_BU, flow)
+            level_B1, noise_BU = self._drawn(logit_BU, flow, salt)
             return select.threshold(select.rank(logit_BU + noise_BU), level_B1)
         if self.config.keep == "top-k":
             return select.threshold(select.rank(logit_BU), self.level(flow.budget))
         score_BU = (logit_BU - logit_BU.amax(-1, keepdim=True)).exp()
         return select.threshold(score_BU, self.level(flow.budget))
 
-    def _drawn(self, logit_BU: Tensor, flow: Flow) -> tuple[Tensor, Tensor]:
+    def _drawn(self, logit_BU: Tensor, flow: Flow, salt: int) -> tuple[Tensor, Tensor]:
         """The rank above which units are kept (B, 1), and Gumbel noise (B, U), by the seed."""
         batch, units = logit_BU.shape
         device, config = logit_BU.device, self.config
         skip_B = flow.uniform_B(batch, device, 3)
-        columns = [flow.uniform_B(batch, device, 4, unit) for unit in range(units)]
+        columns = [flow.uniform_B(batch, device, 4, salt, unit) for unit in range(units)]
         uniform_BU = torch.stack(columns, -1).clamp(1e-6, 1 - 1e-6)
         if config.granularity == "batch":
             skip_B, uniform_BU = skip_B[:1].expand(batch), uniform_BU[:1].expand(batch, units)

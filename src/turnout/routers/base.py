@@ -8,7 +8,7 @@ comes from the flow, everything remembered goes into ``flow.memory``: a router h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import datasets
 import numpy as np
@@ -20,7 +20,6 @@ from turnout.flow import Flow
 from turnout.route import Granularity, Route, Site, SiteKind
 
 Target = Literal["query", "key", "value", "output", "in", "out"]
-KINDS = get_args(SiteKind)
 Budget = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -153,13 +152,11 @@ class Router(nn.Module, ABC):
         return None
 
     def uniform(self, site: Site, hidden_BTD: Tensor, flow: Flow, *salts: int) -> Tensor:
-        """A draw in [0, 1) for each unit at our granularity, (B, T or 1, U), by the pass's seed."""
+        """A draw in [0, 1) for each unit at our granularity, (B, T or 1, U), by the pass's seed;
+        each site draws apart from the others, whichever router serves them."""
         batch, parts = hidden_BTD.shape[0], []
-        kind = KINDS.index(site.kind)
         for unit in range(site.units):
-            own = (*salts, unit) if unit else salts
-            if kind:  # sub-blocks of one layer draw apart
-                own = (*salts, unit, kind)
+            own = (*salts, site.salt, unit)
             if self.config.granularity == "token":
                 parts.append(flow.uniform_BT(hidden_BTD, site, *own))
             else:

@@ -171,7 +171,7 @@ class GateRouter(Router):
             return select.threshold(score_BTU, self.level(flow.budget))
         if temperature == 0:
             return select.threshold(score_BTU.detach(), 0.5)
-        uniform_BTU = self.uniform(site, hidden_BTD, flow, 1, self._place[site.key])
+        uniform_BTU = self.uniform(site, hidden_BTD, flow, 1)
         return select.sample((logit_BTU.detach() / temperature).sigmoid(), uniform_BTU)
 
     def _rank(self, site: Site, logit_BTU: Tensor, flow: Flow) -> Tensor:
@@ -193,7 +193,7 @@ class GateRouter(Router):
 
     def _normal(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Tensor:
         """Standard normal noise (B, T or 1, U), by the seed of the pass."""
-        uniform_BTU = self.uniform(site, hidden_BTD, flow, 11, self._place[site.key])
+        uniform_BTU = self.uniform(site, hidden_BTD, flow, 11)
         return torch.special.ndtri(uniform_BTU.clamp(1e-6, 1 - 1e-6))
 
     def _fits_in(self, site: Site, chance_BTU: Tensor, hard_BTU: Tensor, flow: Flow) -> Tensor:

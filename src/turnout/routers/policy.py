@@ -86,7 +86,7 @@ class PolicyRouter(Router):
             return Route(site, keep_BTU, score_BTU)
         if flow.training and not self.decides(place):
             return Route(site, torch.ones_like(score_BTU).detach(), score_BTU)
-        uniform_BTU = self.uniform(site, hidden_BTD, flow, 7, place)
+        uniform_BTU = self.uniform(site, hidden_BTD, flow, 7)
         least = self.explores or 0.0
         keep_BTU = select.sample(score_BTU.detach().clamp(least, 1 - least), uniform_BTU)
         log_prob_BU = F.logsigmoid(torch.where(keep_BTU[:, 0] > 0, logit_BU, -logit_BU))

@@ -90,9 +90,8 @@ class QLearningRouter(Router):
         score_BT = (SHARP * (value_BA[:, 1:] - value_BA[:, :1])).sigmoid()
         if flow.training:
             greedy_BT = select.threshold(score_BT.detach(), 0.5)
-            batch, device = len(state_BD), state_BD.device
-            random_BT = (flow.uniform_B(batch, device, 8, place)[:, None] < 0.5).float()
-            explores_BT = flow.uniform_B(batch, device, 9, place)[:, None] < self.epsilon
+            random_BT = (self.uniform(site, hidden_BTD, flow, 8)[:, :, 0] < 0.5).float()
+            explores_BT = self.uniform(site, hidden_BTD, flow, 9)[:, :, 0] < self.epsilon
             keep_BT = torch.where(explores_BT, random_BT, greedy_BT)
         else:
             keep_BT = select.threshold(score_BT, self.level(flow.budget))

@@ -38,6 +38,5 @@ class RandomSkipRouter(Router):
 
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
         rate = self.config.rate if flow.training or flow.budget >= 1 else 1 - flow.budget
-        salts = (2, site.layer, 0 if site.stack == "encoder" else 1)
-        uniform_BTU = self.uniform(site, hidden_BTD, flow, *salts)
+        uniform_BTU = self.uniform(site, hidden_BTD, flow, 2)
         return Route(site, select.sample(torch.full_like(uniform_BTU, 1 - rate), uniform_BTU))

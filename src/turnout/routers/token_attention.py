@@ -123,7 +123,7 @@ class TokenAttentionRouter(Router):
     ) -> Tensor:
         """Which tokens run by their score, (B, T)."""
         if flow.training and self.config.temperature > 0:
-            uniform_BT = flow.uniform_BT(hidden_BTD, site, 6, self._place[site.key])
+            uniform_BT = flow.uniform_BT(hidden_BTD, site, 6, site.salt)
             chance_BT = (logit_BT.detach() / self.config.temperature).sigmoid()
             return select.sample(chance_BT, uniform_BT).bool()
         return score_BT.detach() > self.level(flow.budget)
