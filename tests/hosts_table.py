@@ -85,6 +85,16 @@ class Host:
         return "decoder" in self.stacks
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """Linear layers of a block that may get adapters; a mixture's experts hold no layers."""
+        attention = ("query", "key", "value", "output")
+        return (
+            attention
+            if hasattr(self.config(), "num_experts_per_tok")
+            else (*attention, "in", "out")
+        )
+
+    @property
     def hideable(self) -> bool:
         """Can skipped tokens be removed from attention."""
         return self.stacks == ("encoder",)

@@ -69,7 +69,7 @@ def trace_flops(trace: Trace) -> Tensor:
     """Routed work of one pass, summed over sites and sequences (scalar, FLOPs)."""
     return _total(
         [
-            route_flops_B(route, trace.valid_BT(route.site.stack), _entered(trace, route)).sum()
+            route_flops_B(route, trace.valid_BT(route.site.stack), entered_in(trace, route)).sum()
             for route in nested(trace)
         ]
     )
@@ -104,7 +104,7 @@ def trace_share(trace: Trace) -> Tensor:
     return trace_flops(trace) / trace_dense_flops(trace)
 
 
-def _entered(trace: Trace, route: Route) -> bool | Tensor:
+def entered_in(trace: Trace, route: Route) -> bool | Tensor:
     """In which sequences a site was entered: only in those that its layer, if routed, let in."""
     site = route.site
     above = trace.get(_layer_of(site))

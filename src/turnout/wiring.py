@@ -127,15 +127,18 @@ def _attach_experts(view: BlockView, routing: Routing, site: Site, handle: Block
         scope.leaves.append((view.module.get_submodule(above), name, module))
 
 
+BESIDE = "adapters stand beside"
+
+
 def new_bank(view: BlockView, config: RouterConfig) -> LoraBank | BottleneckBank:
     """Fresh adapters of a block, as a router's config wants them."""
     if config.form == "bottleneck":
         (query, *_) = view.target("query")
-        weight, _ = matrix_of(view.module.get_submodule(query))
+        weight, _ = matrix_of(view.module.get_submodule(query), BESIDE)
         return BottleneckBank(config.adapters, config.rank, weight.shape[1])
     shapes = {}
     for path in _targets(view, config):
-        weight, _ = matrix_of(view.module.get_submodule(path))
+        weight, _ = matrix_of(view.module.get_submodule(path), BESIDE)
         shapes[unit_name(path)] = (weight.shape[1], weight.shape[0])
     return LoraBank(config.adapters, config.rank, config.scale, shapes)
 

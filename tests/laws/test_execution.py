@@ -10,9 +10,11 @@ from fixed_router import FixedConfig
 from hosts_table import HOSTS, Host, output_mask
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 import turnout
 from turnout.execute import reference_execution
+from turnout.execute.adapters import AdapterLeaf
 
 TEXT_DECODERS = [host for host in HOSTS if host.stacks == ("decoder",)]
 ENCODERS = [host for host in HOSTS if host.hideable]
@@ -123,6 +125,38 @@ def test_adapters_at_every_projection_of_routed_heads(host: Host, granularity: s
         dict(site="adapter", granularity="token", draw=1, targets=ATTENTION),
     )
     assert_same(run(model, host.inputs()), run(model, host.inputs(), reference=True))
+
+
+@pytest.mark.parametrize("site", ["layer", "attention", "ffn"])
+def test_adapters_at_every_target_of_a_routed_block(host: Host, site: str) -> None:
+    """Some hosts' ``in`` and ``out`` are the very leaves that pack rows and put them back."""
+    host.has(site, "adapter")
+    soft = site != "layer"
+    model = routed(
+        host,
+        dict(site=site, granularity="token", soft=soft),
+        dict(site="adapter", granularity="token", soft=True, draw=1, targets=host.targets),
+    )
+    assert_same(run(model, host.inputs()), run(model, host.inputs(), reference=True))
+
+
+@pytest.mark.parametrize(("site", "target"), [("attention", "output"), ("ffn", "out")])
+def test_a_weight_scales_what_adapters_add(host: Host, site: str, target: str) -> None:
+    """A unit beside the last matrix of a sub-block is as good as one merged into that matrix."""
+    host.has(site, "adapter")
+    if target not in host.targets:
+        pytest.skip("a mixture's experts hold no linear layers")
+    adapter = dict(site="adapter", keep=1.0, adapters=1, targets=(target,))
+    model = routed(host, dict(site=site, granularity="token", soft=True), adapter)
+    found = run(model, host.inputs())[0]
+    merged = routed(host, dict(site=site, granularity="token", soft=True))
+    for path, module in model.named_modules():
+        if isinstance(module, AdapterLeaf):
+            _, bank, leaf = module._turnout_adapters
+            change = bank.scale * bank.b[leaf][0] @ bank.a[leaf][0]
+            weight: Any = merged.get_submodule(path).weight
+            weight.data += change.T if isinstance(module, Conv1D) else change
+    torch.testing.assert_close(found, run(merged, host.inputs())[0])
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "token"])

@@ -10,6 +10,7 @@ from hosts_table import BY_NAME
 
 import turnout
 from turnout import UserError
+from turnout.cost import trace_dense_flops, trace_flops
 
 HOST = BY_NAME["bert"]
 SPECS: dict[str, dict[str, Any]] = {
@@ -118,6 +119,39 @@ def test_a_layer_is_paid_for_with_its_sub_blocks() -> None:
         torch.testing.assert_close(
             router.reward(model.turnout.current_flow(), logits, labels), right
         )
+
+
+def test_what_a_skipped_attention_still_costs_is_paid() -> None:
+    model = turnout.install(HOST.build(), [{"kind": "policy", "site": "attention"}]).eval()
+    (router,) = model.turnout.all_routers()
+    router.bias.data.fill_(-9.0)
+    model.turnout.budget = 0.5
+    with torch.no_grad(), turnout.trace() as trace:
+        logits = model(**HOST.inputs("none"))["logits"]
+    spent = trace_flops(trace) / trace_dense_flops(trace)
+    assert 0.1 < spent < 0.9
+    labels = torch.tensor([0, 1, 2])
+    reward = router.reward(model.turnout.current_flow(), logits, labels)
+    right = logits.softmax(-1)[torch.arange(3), labels]
+    torch.testing.assert_close(reward, right - router.config.price * spent)
+
+
+@pytest.mark.parametrize("kind", ["policy", "q-learning", "gate"])
+def test_routers_of_one_block_explore_apart(kind: str) -> None:
+    specs = [{"kind": kind, "site": site} for site in ("attention", "ffn")]
+    for spec in specs:
+        spec.update(
+            {"policy": {"open": 0.0, "curriculum": 0.0}, "gate": {"open": 0.0}}.get(kind, {})
+        )
+    model = turnout.install(HOST.build(), specs).train()
+    inputs = {key: value.repeat(20, 1) for key, value in HOST.inputs("none").items()}
+    inputs["input_ids"][:, 1:3] = torch.cartesian_prod(torch.arange(3, 23), torch.arange(3, 6))
+    with torch.no_grad(), turnout.trace() as trace:
+        model(**inputs)
+    ran = {key: route.active_BT[:, 0].float() for key, route in trace.items()}
+    for layer in range(3):
+        pair = [ran[f"encoder.{layer}.{site}"] for site in ("attention", "ffn")]
+        assert abs(float(torch.corrcoef(torch.stack(pair))[0, 1])) < 0.5
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -37,6 +37,10 @@ def test_a_site_that_never_runs_is_told_once_each() -> None:
     assert all("hardly ever runs" in text and "balance" in text for text in said)
 
 
+def test_only_gates_that_learn_the_budget_are_told_of_it() -> None:
+    assert said_by({"open": 20.0, "keep": "top-k", "site": "head"}, spread=1.0, budget=0.0) == []
+
+
 def test_gates_that_stay_open_are_told() -> None:
     said = said_by({"open": 20.0}, spread=0.0, budget=0.5)
     assert said == [text for text in said if "run 100% of their units, and 50% was asked" in text]

@@ -22,7 +22,9 @@ INPUTS["input_ids"][:, 1] = torch.arange(3, 27)
 
 
 def policy() -> Any:
-    return turnout.install(BY_NAME["bert"].build(), [{"kind": "policy", "open": 0.5}])
+    model: Any = turnout.install(BY_NAME["bert"].build(), [{"kind": "policy", "open": 0.5}])
+    model.turnout.budget = 0.5
+    return model
 
 
 def run_share(model: Any) -> float:
@@ -208,7 +210,9 @@ def test_the_trusted_reward_is_the_mean_over_the_rows() -> None:
 
 def test_a_causal_language_model_is_judged_by_the_next_token() -> None:
     host = BY_NAME["llama"]
-    model = turnout.install(host.build(), [{"kind": "policy", "price": 0.0}]).eval()
+    spec = [{"kind": "policy", "price": 0.0, "open": 20.0}]
+    model: Any = turnout.install(host.build(), spec).eval()
+    model.turnout.budget = 0.5
     ids = host.inputs("none")["input_ids"][:2]
     with torch.no_grad():
         chance = model(input_ids=ids)["logits"][:, :-1].log_softmax(-1)
@@ -242,13 +246,41 @@ def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
     pairs = zip(model.turnout.parameters(), again_model.turnout.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
 
-    small = turnout.install(BY_NAME["bert"].build(), [{"kind": "policy", "hidden": 8}])
+    small: Any = turnout.install(BY_NAME["bert"].build(), [{"kind": "policy", "hidden": 8}])
+    small.turnout.budget = 0.5
     other = OnlinePolicy(small)
     with pytest.raises(UserError, match="of another policy"):
         other.resume(tmp_path / "online")
     (tmp_path / "online" / "online.safetensors").write_bytes(b"half")
     with pytest.raises(UserError, match="cannot be read"):
         again.resume(tmp_path / "online")
+
+
+def test_a_guard_that_comes_later_judges_the_best_policy_first(tmp_path: Path) -> None:
+    model = policy()
+    online = OnlinePolicy(model, trust=1.0, rate=0.1)
+    earned = run_share(model)
+    torch.manual_seed(0)
+    for _ in range(3):
+        one_pass(model, online, sign=-1.0)
+    online.save(tmp_path / "online")
+    now = run_share(model)
+    assert now < earned
+    again_model = policy()
+    again = OnlinePolicy(again_model, guard=lambda: run_share(again_model), check_every=1)
+    again.resume(tmp_path / "online")
+    assert run_share(again_model) == pytest.approx(now)
+    entry = one_pass(again_model, again, sign=-1.0)
+    assert entry["rolled_back"] and run_share(again_model) == pytest.approx(earned)
+
+
+def test_at_a_budget_of_1_there_is_nothing_to_learn() -> None:
+    model = policy()
+    model.turnout.budget = 1.0
+    with pytest.raises(UserError, match="everything runs, whatever a policy says"):
+        OnlinePolicy(model)
+    with pytest.raises(UserError, match=r"set model\.turnout\.budget below 1"):
+        trusted_reward(model, [{"input_ids": [1, 2], "labels": 0}], dict)
 
 
 def test_a_rollback_is_to_the_best_policy() -> None:
@@ -264,7 +296,9 @@ def test_a_rollback_is_to_the_best_policy() -> None:
 
 
 def test_a_policy_that_is_sure_explores_still() -> None:
-    model = turnout.install(BY_NAME["bert"].build(), [{"kind": "policy", "open": 30.0}]).eval()
+    sure = [{"kind": "policy", "open": 30.0}]
+    model: Any = turnout.install(BY_NAME["bert"].build(), sure).eval()
+    model.turnout.budget = 0.5
     ran = []
     for least in (0.0, 0.3):
         online = OnlinePolicy(model, least=least)

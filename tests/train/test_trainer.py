@@ -14,6 +14,7 @@ import torch
 from transformers import BertForTokenClassification, PreTrainedModel, TrainerCallback
 
 import turnout
+from turnout import UserError
 from turnout.execute.pool import predict_bulk
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks.ner import NERConfig, NERTask
@@ -308,7 +309,9 @@ def test_steps_are_grouped_by_length_unless_words_are_labelled() -> None:
     assert not grouped_steps(TrainConfig(group_by_length=False), texts)
 
 
-def test_a_checkpoint_that_was_cut_off_is_passed_over(work: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_cut_off_is_passed_over(
+    work: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = build(work, "none")
     work.fit(model, max_steps=2, save_every=1)
     cut = tmp_path / "out" / "checkpoint-2"
@@ -317,6 +320,19 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(work: Any, tmp_path: Path)
     assert not cut.exists()
     assert last_checkpoint(tmp_path / "nothing") is None
     (weights,) = (tmp_path / "out" / "checkpoint-1").glob("*.safetensors")
+    (tmp_path / "out" / "checkpoint-best").mkdir()  # not one of Trainer's
+
+    def refused(*_: Any) -> None:
+        try:
+            raise OSError("too many open files")
+        except OSError as error:
+            raise UserError("cannot read") from error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("turnout.train.trainer.check_weights", refused)
+        with pytest.raises(UserError, match="cannot read"):
+            last_checkpoint(tmp_path / "out")
+    assert weights.is_file()  # a disk that does not answer is no reason to remove it
     weights.write_bytes(weights.read_bytes()[:-100])
     assert last_checkpoint(tmp_path / "out") is None
 

@@ -8,8 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from turnout.execute.head_leaves import HeadLeaf
-from turnout.execute.leaves import FusedLeaf, RoutedLeaf, VisibleLeaf
-from turnout.execute.rows import gather
+from turnout.execute.leaves import (
+    CloseLeaf,
+    DeltaLeaf,
+    FusedLeaf,
+    OpenLeaf,
+    RoutedLeaf,
+    VisibleLeaf,
+)
+from turnout.execute.rows import gather, scatter
 from turnout.execute.scope import Scope, is_reference
 from turnout.units.adapters import BottleneckBank, LoraBank
 
@@ -58,7 +65,11 @@ class AdapterLeaf(RoutedLeaf):
             return out
         index_N = scope.index_N
         packed = index_N is not None and x.ndim == 2 and len(x) == len(index_N)
+        if isinstance(self, OpenLeaf) and index_N is not None and not (packed or is_reference()):
+            x, packed = gather(x, index_N), True  # as the host's own matrix took them
         weight_RU = plan.weight_RU(index_N if packed else None)
+        if isinstance(self, DeltaLeaf | CloseLeaf):
+            weight_RU = self._weighed(weight_RU, packed)
         seen = isinstance(self, VisibleLeaf | FusedLeaf) and not scope.hide
         if index_N is not None and not packed and not seen:  # skipped rows add nothing
             ran_R1 = weight_RU.new_zeros(len(weight_RU), 1).index_fill(0, index_N, 1.0)
@@ -67,11 +78,25 @@ class AdapterLeaf(RoutedLeaf):
         def change(unit: int, rows: Tensor) -> Tensor:
             return bank.change(target, unit, rows)
 
+        if isinstance(self, CloseLeaf) and packed and index_N is not None:
+            none = out.new_zeros(len(x), out.shape[-1])  # rows are packed here, the result is not
+            return out + scatter(plan.add(none, x, weight_RU, change), index_N, out)
         if not isinstance(self, HeadLeaf) or self.heads is None:
             return plan.add(out, x, weight_RU, change)
         x = self.widened(self.heads, x)  # units know nothing of the slots of heads
         none = out.new_zeros(*x.shape[:-1], bank.b[target].shape[1])
         return out + self.narrowed(self.heads, plan.add(none, x, weight_RU, change))
+
+    def _weighed(self, weight_RU: Tensor, packed: bool) -> Tensor:
+        """Weights of units beside the leaf that ends a sub-block: what they add is part of the
+        change that the sub-block's router weighs."""
+        index_N, weight_N = self._turnout_scope.index_N, self._turnout_scope.weight_N
+        if index_N is None or weight_N is None or not self._turnout_last:
+            return weight_RU
+        weight_N = weight_N.to(weight_RU.dtype)
+        if not packed:
+            weight_N = weight_RU.new_ones(len(weight_RU)).index_copy(0, index_N, weight_N)
+        return weight_RU * weight_N[:, None]
 
 
 def add_bottleneck(bank: BottleneckBank, plan: AdapterPlan, out: Any, ran_BT: Tensor | None) -> Any:

@@ -102,8 +102,13 @@ def _faster(x_PD: Tensor, weight_EFD: Tensor, counts: Sequence[int], learns: boo
     x_PD, weight_EFD = x_PD.requires_grad_(learns), weight_EFD.requires_grad_(learns)
     best: dict[Way, float] = {}
 
+    def kept(saved: Tensor) -> Tensor:
+        return saved
+
     def once(way: Way) -> None:
-        with torch.set_grad_enabled(learns):
+        # hooks of our own: those of activation checkpointing would count what is saved here
+        hooks = torch.autograd.graph.saved_tensors_hooks(kept, kept)
+        with hooks, torch.set_grad_enabled(learns):
             out = way(x_PD, weight_EFD, counts)
             if learns:
                 torch.autograd.grad(out, (x_PD, weight_EFD), torch.ones_like(out))

@@ -56,12 +56,14 @@ def average_paths(
     check_paths(routing, paths)
     first = int(torch.randint(0, 2**40, ()).item()) if seed is None else seed
     before, routing.seed = routing.seed, None
-    found = []
+    was_training, found = model.training, []
+    model.eval()  # in training every pass draws a seed of its own
     try:
         for path in range(paths):
             routing.seed = first + path
             found.append(model(**inputs)["logits"].float().softmax(-1))
     finally:
         routing.seed = before
+        model.train(was_training)
     each = torch.stack(found)
     return PathAverage(each.mean(0), each.std(0, unbiased=False), each)

@@ -102,9 +102,13 @@ class Routing(nn.Module):
         """The routers, in the order they were given."""
         return list(self.routers.values())  # type: ignore[arg-type]
 
+    def router_of(self, site: Site) -> Router:
+        """The router that serves a site."""
+        return self._by_site[site.key]
+
     def config_of(self, site: Site) -> RouterConfig:
         """The config of the router that serves a site."""
-        return self._by_site[site.key].config
+        return self.router_of(site).config
 
     def replace(self, name: str, router: Router) -> None:
         """Put another router in the place of one, for the same sites; ``spec`` is not changed, so a
@@ -191,6 +195,7 @@ class Routing(nn.Module):
         """Forward hook of the model: let routers finish, hand the trace to open scopes."""
         flow = self.current_flow()
         self.close()
+        flow.inputs.pop("past_key_values", None)  # the last pass is kept, its cache need not be
         if flow.trace:
             for router in self.all_routers():
                 outputs = router.finish(outputs, flow)

@@ -22,13 +22,13 @@ def plain_matrix(module: Any) -> tuple[Tensor, Tensor | None] | None:
     return (module.weight.t(), module.bias) if host.forward is Conv1D.forward else None
 
 
-def matrix_of(module: Any) -> tuple[Tensor, Tensor | None]:
-    """As ``plain_matrix``. Raises UserError where that is None."""
+def matrix_of(module: Any, what: str = "experts are slices of") -> tuple[Tensor, Tensor | None]:
+    """As ``plain_matrix``. Raises UserError where that is None. what: who wants it, and why."""
     found = plain_matrix(module)
     if found is None:
         raise UserError(
-            f"experts are slices of plain linear layers; found {type(module).__name__}: merge "
-            "adapters first, or route the whole ffn"
+            f"{what} plain linear layers; found {type(module).__name__}: merge adapters that are "
+            "there, or load the host without quantisation"
         )
     return found
 

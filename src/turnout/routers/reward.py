@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from turnout import objectives
-from turnout.cost import dense_flops_B, nested, route_flops_B
+from turnout.cost import dense_flops_B, entered_in, nested, route_flops_B
 from turnout.errors import UserError
 from turnout.flow import IGNORED, Flow
 from turnout.route import Site
@@ -65,7 +65,11 @@ def shares(flow: Flow, sites: Sequence[Site], seconds_S: Tensor | None) -> Tenso
     for place, site in enumerate(sites):
         route = by_key[site.key]
         valid_BT = flow.trace.valid_BT(site.stack)
-        spent_B, whole_B = route_flops_B(route, valid_BT), dense_flops_B(route.site, valid_BT)
+        # keys, values and products that a skipped attention makes for others are no saving; the
+        # seconds of a site are those that skipping it saves
+        entered = entered_in(flow.trace, route) if seconds_S is None else False
+        spent_B = route_flops_B(route, valid_BT, entered)
+        whole_B = dense_flops_B(route.site, valid_BT)
         if seconds_S is not None:
             spent_B = spent_B / whole_B * seconds_S[place]
             whole_B = torch.ones_like(whole_B) * seconds_S[place]

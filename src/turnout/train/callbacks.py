@@ -61,24 +61,28 @@ class CollapseCallback(TrainerCallback):
         self.say, self.budget = say, budget
         self._use: dict[str, list[float]] = defaultdict(list)
         self._spread: dict[str, list[float]] = defaultdict(list)
+        self._asked: list[float] = []  # shares of routers that are to learn the budget
         self._told: set[tuple[str, str]] = set()
 
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
-        for key, route in model.turnout.current_flow().trace.items():
+        routing = model.turnout
+        for key, route in routing.current_flow().trace.items():
             if route.score_BTU is None:
                 continue
-            score = route.score_BTU.detach().float()
-            self._use[key].append(float(route.share_BT.mean()))
+            score, share = route.score_BTU.detach().float(), float(route.share_BT.mean())
+            self._use[key].append(share)
+            if routing.router_of(route.site).learns_budget:
+                self._asked.append(share)
             if score.numel() > 1:
                 self._spread[key].append(float(score.std()))
         if state.global_step % WINDOW == 0 and state.global_step < state.max_steps:
             self._judge(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if rates := [rate for rates in self._use.values() for rate in rates]:
-            mean = sum(rates) / len(rates)
+        if self._asked:
+            mean = sum(self._asked) / len(self._asked)
             if mean > self.budget + OPEN:
                 self.say(
                     f"the gates run {mean:.0%} of their units, and {self.budget:.0%} was asked "
@@ -94,8 +98,8 @@ class CollapseCallback(TrainerCallback):
                 self._tell(key, "never", f"step {step}: site {key} hardly ever runs ({mean:.1%})")
             elif mean < 0.99 and max(spread) < 1e-3:
                 self._tell(key, "same", f"step {step}: site {key} decides the same for every input")
-        self._use.clear()
-        self._spread.clear()
+        for values in (self._use, self._spread, self._asked):
+            values.clear()
 
     def _tell(self, key: str, kind: str, message: str) -> None:
         if (key, kind) not in self._told:

@@ -37,6 +37,10 @@ from turnout.train.online_files import read_state, write_state
 from turnout.train.search import policy_of
 
 HALVINGS = 8
+ALL_RUNS = (
+    "at a budget of 1 everything runs, whatever a policy says: set model.turnout.budget below 1 "
+    "(0.5 follows it as it was trained)"
+)
 COUNTED = {"updates": int, "fallen": int, "stopped": bool}
 
 
@@ -47,8 +51,8 @@ class OnlinePolicy:
     ``trusted_reward``); None = no check, only the trust region. least: chance of the unlikelier
     action while exploring; what is drawn so counts as if the policy had drawn it, or a policy that
     is sure of everything would never learn again. log: a file, a JSON object a line.
-    Raises UserError for another model, settings that make no sense, and a guard that gives no
-    finite number.
+    Raises UserError for another model, a budget of 1 (at which all runs, whatever a policy says),
+    settings that make no sense, and a guard that gives no finite number.
     """
 
     def __init__(
@@ -65,6 +69,9 @@ class OnlinePolicy:
         log: str | Path | None = None,
     ) -> None:
         self.model, self.router = model, policy_of(model)
+        routing: Any = model.turnout
+        if routing.budget >= 1:
+            raise UserError(ALL_RUNS)
         for name, value in (("rate", rate), ("trust", trust), ("margin", margin)):
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{name} must be a finite number of at least 0, got {value!r}")
@@ -209,6 +216,15 @@ class OnlinePolicy:
             )
         return reward
 
+    def _trusted_of(self, policy: dict[str, Tensor]) -> float:
+        """What the guard says of a policy that is not in use."""
+        before = deepcopy(self.router.state_dict())
+        self.router.load_state_dict(policy)
+        try:
+            return self._trusted()
+        finally:
+            self.router.load_state_dict(before)
+
     def _check(self, reward: float) -> dict[str, Any]:
         """Compare with the best policy so far on trusted rows; keep, or roll back."""
         assert self._best_reward is not None
@@ -249,6 +265,8 @@ class OnlinePolicy:
         """Go on where ``save`` was called. Raises UserError for a folder of another policy, or one
         that cannot be read; nothing is changed then."""
         states, adam, facts = read_state(folder, self.router.state_dict(), COUNTED)
+        if self.guard is not None and facts["best"] is None:  # it was saved without a guard
+            facts["best"] = self._trusted_of(states["best"])
         self.router.load_state_dict(states["now"])
         device = next(self.router.parameters()).device
         self._best, self._checked = (
@@ -278,6 +296,8 @@ def trusted_reward(
     routing: Any = model.turnout
     if not len(rows):
         raise UserError("trusted_reward needs at least one labelled row")
+    if routing.budget >= 1:
+        raise UserError(ALL_RUNS)
     was_training, total = model.training, 0.0
     explored, router.explores = router.explores, None
     model.eval()

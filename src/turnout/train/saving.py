@@ -179,7 +179,7 @@ def check_weights(folder: Path) -> None:
             raise UserError(
                 f"{file}: cannot be read ({error}); it is cut short or damaged. Copy it again or "
                 "train again"
-            ) from None
+            ) from error
 
 
 def _router_tensors(folder: Path) -> dict[str, torch.Tensor]:
