@@ -80,7 +80,7 @@ def measure_arm(arm: str, fields: dict[str, Any], config: TrainConfig, steps: Pa
     made, model = study(fields)
     turnout.install(model, [{"kind": "cluster", **LORA, **ARMS[arm]}])
     (router,) = model.turnout.all_routers()
-    prepare(model, made.data)
+    prepare(model, made.data.train, made.data.collate)
     shutil.rmtree(steps, ignore_errors=True)
     fit(model, made.data, config, ObjectivesConfig(), steps, title=arm)
     shutil.rmtree(steps, ignore_errors=True)
@@ -101,7 +101,7 @@ def measure_arm(arm: str, fields: dict[str, Any], config: TrainConfig, steps: Pa
 
 def purity(router: ClusterRouter, made: Study, model: Any) -> float:
     """Share of the training rows that are of the commonest data set of their cluster."""
-    pooled = torch.from_numpy(pooled_states(model, router, made.data))
+    pooled = torch.from_numpy(pooled_states(model, router, made.data.train, made.data.collate))
     cluster = router.weight_BU(pooled).argmax(-1).numpy()
     where = domains(made, "train")
     common = [max((where[cluster == c] == d).sum() for d in MIXTURE) for c in set(cluster)]

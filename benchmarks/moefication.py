@@ -38,11 +38,11 @@ def settings(seed: int, quick: bool) -> TrainConfig:
 def changed(arm: str, model: Any, data: Data | None) -> Any:
     """A host made into an arm; without data, as far as its weights' shapes go."""
     if arm == "pruned":
-        prune(model, None if data is None else batches(data))
+        prune(model, None if data is None else batches(data.train, data.collate))
         return model
     turnout.install(model, [GATE if arm == "experts" else CHANCE])
     if data is not None:
-        prepare(model, data)
+        prepare(model, data.train, data.collate)
     model.turnout.budget = SHARE
     return model
 

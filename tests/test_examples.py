@@ -32,8 +32,10 @@ def test_an_example_runs(path: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in lines]
     assert len(rows) == (24 if ner else 20)
     assert all(row["tags" if ner else "prediction"] for row in rows)
-    assert 0 < sum(row["layers_run"] for row in rows) / len(rows) < DEPTH
+    ran = sum(row["layers_run"] for row in rows) / len(rows)
+    adds = all(router.site == "adapter" for router in recipe.routers)  # beside a host that runs
+    assert ran == DEPTH if adds else 0 < ran < DEPTH
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) >= 4
+    assert len(EXAMPLES) >= 8

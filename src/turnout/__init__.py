@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from turnout.routers import Router as Router
     from turnout.routers import RouterConfig as RouterConfig
     from turnout.train.calibrate import calibrate as calibrate
+    from turnout.train.prepare import prepare as prepare
     from turnout.train.saving import load as load
 
 _HOMES = {
@@ -40,6 +41,7 @@ _HOMES = {
     "turnout.route": ("Route", "Site", "Trace"),
     "turnout.routers": ("ROUTERS", "Router", "RouterConfig"),
     "turnout.train.calibrate": ("calibrate",),
+    "turnout.train.prepare": ("prepare",),
     "turnout.train.saving": ("load",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -110,8 +110,9 @@ def install_lora(
     """Add LoRA checkpoints that PEFT saved as units, with a router over them; in place.
 
     folders: one checkpoint a unit, in order. head: the checkpoint whose trained head (PEFT's
-    modules_to_save) goes into the model; None = none of them has one. router: as for ``install``;
-    site, number, rank and targets come from the checkpoints. The key-value cache stays in use.
+    modules_to_save) goes into the model, for good; None = none of them has one. router: as for
+    ``install``; site, number, rank and targets come from the checkpoints. The key-value cache stays
+    in use.
     Raises UserError for a checkpoint that is not plain LoRA, or was trained for another host.
     """
     loras = [read_lora(folder) for folder in folders]
@@ -131,7 +132,8 @@ def install_lora(
 
 
 def uninstall(model: PreTrainedModel) -> PreTrainedModel:
-    """Take all routers off: keys, classes and outputs are the host's again, bit for bit."""
+    """Take all routers off: keys, classes and outputs are the host's again, bit for bit (with the
+    head that ``install_lora`` was told to take, which stays)."""
     if not hasattr(model, "turnout"):
         raise UserError("this model is not routed")
     for handle in model.__dict__.pop("_turnout_hooks"):

@@ -76,9 +76,9 @@ def test_routers_train_beside_adapters_and_both_are_saved(tmp_path: Path) -> Non
     turnout.uninstall(routed)
     merged = turnout.install(peft_model.merge_and_unload(), spec)
     merged.turnout.load_state_dict(routers)
+    merged.turnout.budget = 0.5
     merged.save_pretrained(tmp_path)
     again = turnout.load(tmp_path)
-    again.turnout.budget = 0.5
     with torch.no_grad():
         torch.testing.assert_close(again(**host.inputs())["logits"], expected)
 

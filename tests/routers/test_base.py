@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hosts_table import BY_NAME
+from pydantic import ValidationError
 
 import turnout
 from turnout.route import Site, UnitCost
@@ -31,6 +32,12 @@ def covered(**fields: object) -> list[int]:
 )
 def test_covers(fields: dict[str, object], layers: list[int]) -> None:
     assert covered(**fields) == layers
+
+
+def test_tokens_are_hidden_from_attention_only() -> None:
+    assert not RouterConfig(kind="any", site="attention", visible=False).visible
+    with pytest.raises(ValidationError, match="which site ffn does not touch"):
+        RouterConfig(kind="any", site="ffn", visible=False)
 
 
 def router() -> Router:

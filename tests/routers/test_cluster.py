@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from hosts_table import BY_NAME
 from sklearn.metrics import silhouette_score
 from sklearn.mixture import GaussianMixture
+from tiny import stacked
 
 import turnout
 from turnout import UserError
@@ -82,6 +86,19 @@ def test_weights_of_a_mixture_are_its_posterior() -> None:
 def test_the_criterion_finds_how_many_there_are() -> None:
     count, table = best_count(rows(300)[0], range(1, 7))
     assert count == 3 and len(table) == 6
+
+
+def test_centres_that_were_never_fitted_are_told_of(tmp_path: Path) -> None:
+    model = turnout.install(HOST.build(), [{"kind": "cluster", "adapters": 3}])
+    with pytest.warns(UserWarning, match=r"not fitted: its centres are random. Call turnout\.prep"):
+        model(**HOST.inputs())
+    rows = [{"input_ids": [3 + n, 9, 4, 40 - n], "attention_mask": [1] * 4} for n in range(12)]
+    turnout.prepare(model, datasets.Dataset.from_list(rows), stacked, say=str)
+    model.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**HOST.inputs())
+        turnout.load(tmp_path)(**HOST.inputs())
 
 
 def test_all_blocks_use_the_same_cluster() -> None:

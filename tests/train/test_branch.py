@@ -24,7 +24,7 @@ CONFIG = TrainConfig(epochs=1, batch_size=8, precision="fp32", dropout=0.0)
 def routed(work: Any) -> tuple[Any, Data]:
     model = turnout.install(work.model(), [{"kind": "cluster", "adapters": 3}])
     data = Data(work.task, work.tokenizer, work.rows["train"], work.rows["validation"])
-    prepare(model, data, say=lambda _: None)
+    prepare(model, data.train, data.collate, say=lambda _: None)
     return model, data
 
 

@@ -26,8 +26,9 @@ ROWS = [
 
 
 def environment(**more: Any) -> RoutingEnv:
-    model = turnout.install(BY_NAME["bert"].build(), [{"kind": "policy", "price": 0.3}])
-    return RoutingEnv(model, ROWS, stacked, price=0.3, **more)
+    spec = {"kind": "policy", "price": 0.3, "quality": "correct"}
+    model = turnout.install(BY_NAME["bert"].build(), [spec])
+    return RoutingEnv(model, ROWS, stacked, **more)
 
 
 def test_it_is_an_environment() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from hosts_table import BY_NAME
 from safetensors.torch import load_file
 
 import turnout
@@ -20,6 +21,7 @@ from turnout.run import open_run
 from turnout.train import pipeline
 from turnout.train import trainer as trainer_module
 from turnout.train.data import encode
+from turnout.train.prepare import check_stacks
 
 FEW = ("train.epochs=1", "train.dropout=0.1", "train.save_every=1")
 
@@ -274,6 +276,27 @@ def test_a_full_disk_leaves_nothing_half_written(path: Path, tmp_path: Path) -> 
     ]  # fmt: skip
     train(load(path, FEW), tmp_path / "run")  # with room again, it goes on
     assert turnout.load(tmp_path / "run")
+
+
+def test_more_clusters_than_rows_are_refused_before_training(path: Path, tmp_path: Path) -> None:
+    spec = "routers=[{kind: cluster, adapters: 5000}]"
+    with pytest.raises(UserError, match=r"cannot fit 5000 clusters on \d+ training rows"):
+        train(load(path, (*FEW, spec)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"kind": "cluster", "stack": "decoder"}, "set `stack: encoder`"),
+        ({"kind": "policy", "stack": "encoder", "imitate": 8}, "leave out imitate"),
+    ],
+)
+def test_what_two_stacks_cannot_be_prepared_for_is_refused(
+    spec: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check_stacks(turnout.install(BY_NAME["bart"].build(), [spec]))
 
 
 def test_a_search_beside_other_routers_is_refused_before_training(

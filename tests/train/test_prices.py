@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from hosts_table import BY_NAME
+from tiny import stacked
 
 import turnout
+from turnout import UserError
 from turnout.routers.reward import shares
 from turnout.train.prices import measured_seconds, price_shares
 
@@ -63,6 +66,23 @@ def test_the_prices_are_saved(tmp_path: Any) -> None:
     model.save_pretrained(tmp_path)
     (router,) = turnout.load(tmp_path).turnout.all_routers()
     assert router.seconds.tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("kind", ["policy", "q-learning"])
+def test_seconds_that_nobody_measured_are_no_price(kind: str) -> None:
+    model = turnout.install(HOST.build(), [{"kind": kind, "cost": "seconds"}]).train()
+    (router,) = model.turnout.all_routers()
+    inputs, labels = HOST.inputs("none"), torch.tensor([0, 1, 2])
+    logits = model(**inputs)["logits"]
+    with pytest.raises(UserError, match=r"not measured: call turnout\.prepare"):
+        router.losses(model.turnout.current_flow(), logits, labels, None)
+    with pytest.raises(UserError, match="not measured"):
+        price_shares(router)
+    each = [{key: value[n].tolist() for key, value in inputs.items()} for n in range(3)]
+    turnout.prepare(model, datasets.Dataset.from_list(each), stacked, say=str)
+    assert bool((router.seconds > 0).all())
+    logits = model(**inputs)["logits"]
+    assert "policy" in router.losses(model.turnout.current_flow(), logits, labels, None)
 
 
 @pytest.mark.parametrize("kind", ["policy", "q-learning"])

@@ -8,12 +8,12 @@ comes from the flow, everything remembered goes into ``flow.memory``: a router h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import datasets
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from turnout.flow import Flow
@@ -57,6 +57,15 @@ class RouterConfig(BaseModel):
     scale: Annotated[float, Field(gt=0.0)] = 2.0
     targets: tuple[Target, ...] = ("query", "value")
     split: Literal["parameters", "coactivation", "importance", "random", "copied"] = "parameters"
+
+    @model_validator(mode="after")
+    def _hides(self) -> Self:
+        if not self.visible and self.site not in ("layer", "attention"):
+            raise ValueError(
+                f"visible: false takes tokens out of attention, which site {self.site} does not "
+                "touch: sites layer and attention only"
+            )
+        return self
 
     @property
     def owns_units(self) -> bool:

@@ -11,6 +11,7 @@ temperature T is ``temperature``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -77,6 +78,7 @@ class ClusterRouter(Router):
     centre: Tensor
     precision: Tensor
     bias: Tensor
+    fitted: Tensor
 
     def __init__(self, config: ClusterConfig, sites: tuple[Site, ...], host: HostShape) -> None:
         super().__init__(config, sites, host)
@@ -98,13 +100,26 @@ class ClusterRouter(Router):
         # distance = sum precision (x - centre)^2 + bias, in units in which a softmax makes sense
         self.register_buffer("precision", torch.full((self.count, host.hidden), 1 / host.hidden))
         self.register_buffer("bias", torch.zeros(self.count))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+        self._asked = False  # once is enough: on a GPU it would wait for the device each time
 
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
         first = next(other for other in self.sites if other.stack == site.stack)
         if site is first:
+            self._check_fitted()
             pooled_BD = self.embed(hidden_BTD, flow.mask_BT(site))
             flow.memory[(first.key, "weight")] = self.weight_BU(pooled_BD)
         return Route(site, flow.memory[(first.key, "weight")][:, None])
+
+    def _check_fitted(self) -> None:
+        """Warn where inputs go to centres that were drawn at random."""
+        if not self._asked and not bool(self.fitted):
+            warnings.warn(
+                "router 'cluster' was not fitted: its centres are random. Call turnout.prepare("
+                "model, rows, collate) before training, as `turnout train` does",
+                stacklevel=2,
+            )
+        self._asked = True
 
     @staticmethod
     def embed(hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
@@ -170,6 +185,7 @@ class ClusterRouter(Router):
             self._fit_mixture(pooled_ND)
         else:
             self._fit_means(pooled_ND)
+        self.fitted.fill_(True)
 
     def _fit_means(self, pooled_ND: np.ndarray) -> None:
         config = self.config

@@ -23,7 +23,7 @@ from turnout.flow import Flow
 from turnout.route import Route, Site
 from turnout.routers.base import HostShape, Router, RouterConfig, masked_mean
 from turnout.routers.projection import Projection
-from turnout.routers.reward import Positive, RewardConfig, quality, reinforce, shares
+from turnout.routers.reward import Positive, RewardConfig, quality, reinforce, shares, unmeasured
 
 
 class PolicyConfig(RewardConfig):
@@ -68,7 +68,7 @@ class PolicyRouter(Router):
         self.baseline = Projection(host.hidden, config.hidden, 1)
         self.bias_of_baseline = nn.Parameter(torch.zeros(()))
         by_time = config.cost == "seconds"
-        self.register_buffer("seconds", torch.ones(len(sites)) if by_time else None)
+        self.register_buffer("seconds", unmeasured(len(sites)) if by_time else None)
         # draw routes in inference too, each action with at least this chance: to learn in use
         self.explores: float | None = None
         self._place = {site.key: place for place, site in enumerate(sites)}

@@ -25,7 +25,7 @@ from turnout.flow import Flow
 from turnout.route import Route, Site
 from turnout.routers.base import HostShape, Router, RouterConfig, masked_mean
 from turnout.routers.projection import Projection
-from turnout.routers.reward import RewardConfig, quality, shares
+from turnout.routers.reward import RewardConfig, quality, shares, unmeasured
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 SHARP = 20.0  # an advantage of 0.05 of quality is a score of 0.73
@@ -68,7 +68,7 @@ class QLearningRouter(Router):
             )
         count = len(sites)
         by_time = config.cost == "seconds"
-        self.register_buffer("seconds", torch.ones(count) if by_time else None)
+        self.register_buffer("seconds", unmeasured(count) if by_time else None)
         self.value = nn.ModuleList(Projection(host.hidden, config.hidden, 2) for _ in sites)
         # Running is worth more at first, so that all runs.
         self.bias = nn.Parameter(torch.tensor([[0.0, 0.1]]).repeat(count, 1))

@@ -53,13 +53,30 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     return (right * counts).sum(1) / counts.sum(1).clamp_min(1.0)
 
 
+def unmeasured(sites: int) -> Tensor:
+    """Seconds of sites before anyone has measured them."""
+    return torch.full((sites,), torch.nan)
+
+
+def check_measured(seconds_S: Tensor) -> None:
+    """Raise UserError for seconds that nobody has measured."""
+    if not bool(seconds_S.isfinite().all()):
+        raise UserError(
+            "cost: seconds, but how long each site takes was not measured: call "
+            "turnout.prepare(model, rows, collate) before training, as `turnout train` does"
+        )
+
+
 @torch.no_grad()
 def shares(flow: Flow, sites: Sequence[Site], seconds_S: Tensor | None) -> Tensor:
     """What each site spent of the work of all of them, (B, S): adds up to 1 when everything runs.
     A layer stands for its sub-blocks too, other routers' included: skipping it skips them.
 
-    seconds_S: time of each site when it runs; None = FLOPs count.
+    seconds_S: time of each site when it runs; None = FLOPs count. Raises UserError for seconds that
+    were not measured.
     """
+    if seconds_S is not None:
+        check_measured(seconds_S)
     by_key = {route.site.key: route for route in nested(flow.trace, own=False)}
     spent, whole = [], []
     for place, site in enumerate(sites):

@@ -31,7 +31,7 @@ from turnout.train.prepare import pooled_states
 def shards(model: PreTrainedModel, data: Data) -> list[Data]:
     """The training rows of each cluster: those that are nearest to its centre."""
     router = cluster_of(model)
-    pooled_ND = torch.from_numpy(pooled_states(model, router, data))
+    pooled_ND = torch.from_numpy(pooled_states(model, router, data.train, data.collate))
     nearest_N = router.weight_BU(pooled_ND.to(router.centre.device)).argmax(-1).cpu().numpy()
     return [_rows(data, np.flatnonzero(nearest_N == unit)) for unit in range(router.count)]
 

@@ -55,13 +55,7 @@ class Data:
 
     def usual_batch(self, size: int) -> dict[str, torch.Tensor]:
         """A labelled batch of training rows of middling length."""
-        return self.collate(listed(self.usual_rows(size)))
-
-    def usual_rows(self, size: int) -> datasets.Dataset:
-        """Training rows of middling length."""
-        lengths = np.array([len(ids) for ids in self.train["input_ids"]])
-        start = max(0, (len(lengths) - size) // 2)
-        return self.train.select(np.argsort(lengths)[start : start + size])
+        return self.collate(listed(usual_rows(self.train, size)))
 
     def score(self, model: PreTrainedModel) -> float:
         """The task's headline on the validation rows, at the model's current budget."""
@@ -79,6 +73,13 @@ def encode(task: Task[Any], raw: dict[str, datasets.Dataset], tokenizer: Any) ->
 def listed(rows: datasets.Dataset) -> list[dict[str, Any]]:
     """Encoded rows out of their table, which is slow to be asked row by row."""
     return [dict(row) for row in rows]  # type: ignore[call-overload]
+
+
+def usual_rows(rows: datasets.Dataset, size: int) -> datasets.Dataset:
+    """Rows of middling length."""
+    lengths = np.array([len(ids) for ids in rows["input_ids"]])
+    start = max(0, (len(lengths) - size) // 2)
+    return rows.select(np.argsort(lengths)[start : start + size])
 
 
 def predictions_of(task: Task[Any], rows: datasets.Dataset, logits: list[np.ndarray]) -> Any:

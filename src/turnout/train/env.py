@@ -36,8 +36,9 @@ class RoutingEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     model: a host routed at site ``layer`` by one router, whose blocks are the decisions; that
     router is not asked. rows: encoded, with ``labels``. price: what running every block costs, in
-    units of quality. quality: ``probability`` of the right answer, or ``correct``. Raises UserError
-    for a model without such a router, or no rows.
+    units of quality. quality: ``probability`` of the right answer, or ``correct``. None = as the
+    router has them, if it is paid a reward, else 0.2 and ``probability``. Raises UserError for a
+    model without such a router, or no rows.
     """
 
     def __init__(
@@ -46,8 +47,8 @@ class RoutingEnv(gymnasium.Env[np.ndarray, np.int64]):
         rows: Sequence[Row],
         collate: Collate,
         *,
-        price: float = 0.2,
-        quality: str = "probability",
+        price: float | None = None,
+        quality: str | None = None,
         shuffle: bool = True,
     ) -> None:
         routing: Any = getattr(model, "turnout", None)
@@ -57,7 +58,10 @@ class RoutingEnv(gymnasium.Env[np.ndarray, np.int64]):
         if not len(rows):
             raise UserError("RoutingEnv needs at least one labelled row")
         self.model, self.rows, self.collate = model.eval(), rows, collate
-        self.price, self.quality, self.shuffle = price, quality, shuffle
+        config = routers[0].config
+        self.price = getattr(config, "price", 0.2) if price is None else price
+        self.quality = getattr(config, "quality", "probability") if quality is None else quality
+        self.shuffle = shuffle
         self.sites = routers[0].sites
         self.share = price_shares(routers[0]).tolist()
         width = routers[0].host.hidden

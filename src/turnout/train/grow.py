@@ -35,6 +35,7 @@ def add_cluster(model: PreTrainedModel, pooled_ND: np.ndarray) -> PreTrainedMode
     new, after = cluster_of(grown), _routing(grown)
     for name, bank in after.units.named_parameters():
         bank[: old.count].copy_(before.units.get_parameter(name))
+    new.fitted.copy_(old.fitted)
     new.centre[:-1].copy_(old.centre)
     new.centre[-1].copy_(torch.from_numpy(pooled_ND.mean(0)))
     new.precision[:-1].copy_(old.precision)

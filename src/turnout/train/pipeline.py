@@ -27,7 +27,14 @@ from turnout.train.data import Data, encode, listed
 from turnout.train.fit import fit, freeze
 from turnout.train.host import host_labels, open_host
 from turnout.train.precision import moved
-from turnout.train.prepare import check_alone, check_counts, counted, prepare
+from turnout.train.prepare import (
+    check_alone,
+    check_counts,
+    check_rows,
+    check_stacks,
+    counted,
+    prepare,
+)
 from turnout.train.saving import load_host, save
 
 CALIBRATION_ROWS = 512
@@ -72,6 +79,7 @@ def train(
     say(f"data: {sizes}; {len(task.labels)} labels: {_listed(task.labels)}")
     model, tokenizer = _host(recipe, task, run)
     data = encode(task, raw, tokenizer)
+    check_rows(recipe.routers, len(data.train))
     run = start_run(out, recipe, task.labels)
     if not run.dense.is_dir() and dense is not None:
         copy_folder(dense, run.dense)
@@ -97,7 +105,7 @@ def _host(recipe: Recipe, task: Task[Any], run: Run | None) -> tuple[PreTrainedM
             "train.seed_phase: no router here has units that could learn as one: it is for site "
             "adapter, and for experts with split: copied"
         )
-    install(_start(model, recipe), recipe.routers)
+    check_stacks(install(_start(model, recipe), recipe.routers))
     check_counts(model, recipe.routers)
     cuts_of(model, recipe.measure.static)
     return model, tokenizer
@@ -139,8 +147,8 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     host = _routed_host(run, dense, data, say, progress)
     set_seed(recipe.train.seed)
     start = time.perf_counter()
-    model = install(host, counted(host, recipe.routers, data, say))
-    found = prepare(model, data, say)
+    model = install(host, counted(host, recipe.routers, data.train, data.collate, say))
+    found = prepare(model, data.train, data.collate, say)
     kinds = ", ".join(router.kind for router in recipe.routers)
     routing: Any = model.turnout
     say(f"routed model: {kinds} at {len(routing.sites)} sites, {_millions(routing)} M parameters")

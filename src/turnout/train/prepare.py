@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, TypeGuard
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
-from turnout.execute.batches import groups_by_length, inputs_of, lengths_of
+from turnout.execute.batches import Collate, groups_by_length, inputs_of, lengths_of
 from turnout.execute.span import run_span
 from turnout.hosts.attach import blocks_of, find_family
 from turnout.install import install
@@ -20,7 +21,7 @@ from turnout.routers.base import Router, RouterConfig
 from turnout.routers.cluster import ClusterConfig, ClusterRouter, best_count
 from turnout.routers.gate import GateRouter
 from turnout.routers.policy import PolicyConfig, PolicyRouter
-from turnout.train.data import Data, listed
+from turnout.train.data import listed, usual_rows
 from turnout.train.prices import measured_seconds
 from turnout.train.search import imitate, search_routes
 from turnout.train.teach_experts import teach_experts
@@ -32,7 +33,8 @@ BATCH, MOST = 32, 2048
 def counted(
     host: PreTrainedModel,
     routers: Sequence[RouterConfig],
-    data: Data,
+    rows: datasets.Dataset,
+    collate: Collate,
     say: Callable[[str], None] = print,
 ) -> list[RouterConfig]:
     """The routers, with as many units for clusters as there are, where the data are to say."""
@@ -42,7 +44,9 @@ def counted(
             counts = _counts(host, config, config.most)
             model = install(deepcopy(host), [config.with_units(counts[-1])])
             router = model.turnout.all_routers()[0]  # type: ignore[union-attr, operator]
-            count, table = best_count(pooled_states(model, router, data), counts, config.seed)
+            count, table = best_count(
+                pooled_states(model, router, rows, collate), counts, config.seed
+            )
             told = ", ".join(f"{each}: {value:,.0f}" for each, value in table.items())
             say(f"  {count} clusters have the lowest Bayesian information criterion ({told})")
             found[place] = config.with_units(count)
@@ -83,39 +87,93 @@ def check_alone(routers: Sequence[RouterConfig]) -> None:
             )
 
 
+def check_rows(routers: Sequence[RouterConfig], rows: int) -> None:
+    """Raise UserError for clusters that so few training rows cannot be fitted to."""
+    for config in routers:
+        if isinstance(config, ClusterConfig):
+            units = {"adapter": config.adapters, "expert": config.experts}
+            count = config.most or units.get(config.site, 1)
+            if count > rows:
+                raise UserError(
+                    f"router 'cluster' cannot fit {count} clusters on {rows} training rows"
+                )
+
+
+def check_stacks(model: PreTrainedModel) -> None:
+    """Raise UserError for routers of a model that ``prepare`` could not run on its stacks."""
+    routing: Any = model.turnout
+    stacks = list(routing.stacks.values())
+    for router in routing.all_routers():
+        if router.fits:
+            _check_first(routing, router)
+        imitates = isinstance(router, PolicyRouter) and router.config.imitate
+        if imitates and (len(stacks) > 1 or stacks[0].tuple_output):
+            raise UserError(
+                "policy with imitate: routes are searched in hosts with one stack of blocks that "
+                f"hand on one tensor, which {type(model).__name__} is not: leave out imitate"
+            )
+
+
+def _check_first(routing: Any, router: Router) -> None:
+    if router.sites[0].stack != next(iter(routing.stacks)):
+        raise UserError(
+            f"router {router.config.kind!r} looks at the inputs before training, and a decoder "
+            "that reads an encoder has none of its own: set `stack: encoder`"
+        )
+
+
 def prepare(
-    model: PreTrainedModel, data: Data, say: Callable[[str], None] = print
+    model: PreTrainedModel,
+    rows: datasets.Dataset,
+    collate: Collate,
+    say: Callable[[str], None] = print,
 ) -> dict[str, dict[str, Any]]:
-    """Share out the neurons of experts where their split looks at data, fit clusters, and teach a
-    policy the routes that a search finds; in place. Returns what was found out, by router."""
+    """Do what some routers need before they are trained, in place, as `turnout train` does it.
+
+    Clusters are fitted; the neurons of experts are shared out where their split looks at data, and
+    gates over them learn from the host which matter; seconds that routers pay in are measured; a
+    policy with ``imitate`` learns the routes that a search finds. Routers that need none of it are
+    left as they are.
+
+    rows: encoded training rows, labelled. collate: makes a batch of some of them. say: is told what
+    was found out. Returns that, by router. Raises UserError for an unrouted model, and for rows
+    that a router cannot be fitted on: fewer than clusters, or with states that are not finite.
+    """
+    if not hasattr(model, "turnout"):
+        raise UserError("this model is not routed; call turnout.install(model, ...) first")
     told: dict[str, dict[str, Any]] = {}
     routing: Any = model.turnout
-    for name, router in routing.routers.items():
+    # clusters first: what is learned from passes of the whole model needs them
+    for name, router in sorted(routing.routers.items(), key=lambda item: not item[1].fits):
         config = router.config
         if _splits(model, router) and config.split in ("coactivation", "importance"):
-            split_by_data(model, batches(data), config.split, sites=router.sites)
+            split_by_data(model, batches(rows, collate), config.split, sites=router.sites)
         if (seconds := getattr(router, "seconds", None)) is not None:
-            batch = inputs_of(model, listed(data.usual_rows(BATCH)), data.collate)
+            batch = inputs_of(model, listed(usual_rows(rows, BATCH)), collate)
             seconds.copy_(measured_seconds(model, router.sites, batch))
             each = ", ".join(f"{1000 * float(value):.1f}" for value in seconds)
             say(f"  milliseconds of each site: {each}")
         if _splits(model, router) and _ranks_tokens(router):
-            held = teach_experts(model, router, batches(data))
+            held = teach_experts(model, router, batches(rows, collate))
             say(f"  the quarter of the experts that gates like best holds {held:.0%} of the whole")
         if router.fits:
-            say(f"  {router.fit(pooled_states(model, router, data))}")
+            say(f"  {router.fit(pooled_states(model, router, rows, collate))}")
             told[name] = router.found
         if isinstance(router, PolicyRouter) and router.config.imitate:
-            told[name] = _imitate(model, router, data, say)
+            told[name] = _imitate(model, router, rows, collate, say)
     return told
 
 
 def _imitate(
-    model: PreTrainedModel, router: PolicyRouter, data: Data, say: Callable[[str], None]
+    model: PreTrainedModel,
+    router: PolicyRouter,
+    rows: datasets.Dataset,
+    collate: Collate,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Teach a policy the best routes of the first training rows."""
-    some = data.train.select(range(min(router.config.imitate, len(data.train))))
-    found = search_routes(model, listed(some), data.collate, router.config.price)
+    some = rows.select(range(min(router.config.imitate, len(rows))))
+    found = search_routes(model, listed(some), collate, router.config.price)
     losses = imitate(router, found)
     facts = {
         "texts": len(some),
@@ -148,27 +206,23 @@ def _ranks_tokens(router: Router) -> TypeGuard[GateRouter]:
     )
 
 
-def batches(data: Data) -> Iterator[dict[str, Tensor]]:
-    """The first training rows, labelled, in their order."""
-    for start in range(0, min(MOST, len(data.train)), BATCH):
-        rows = data.train.select(range(start, min(start + BATCH, len(data.train))))
-        yield data.collate(listed(rows))
+def batches(rows: datasets.Dataset, collate: Collate) -> Iterator[dict[str, Tensor]]:
+    """The first rows, labelled, in their order."""
+    for start in range(0, min(MOST, len(rows)), BATCH):
+        yield collate(listed(rows.select(range(start, min(start + BATCH, len(rows))))))
 
 
 @torch.inference_mode()
-def pooled_states(model: PreTrainedModel, router: Router, data: Data) -> np.ndarray:
-    """The mean of the real tokens that enter the first site, normalised, of every training row,
-    (N, D)."""
-    site, rows = router.sites[0], listed(data.train)
+def pooled_states(
+    model: PreTrainedModel, router: Router, rows: datasets.Dataset, collate: Collate
+) -> np.ndarray:
+    """The mean of the real tokens that enter the first site, normalised, of every row, (N, D)."""
+    site, each = router.sites[0], listed(rows)
     routing: Any = model.turnout
-    if site.stack != next(iter(routing.stacks)):
-        raise UserError(
-            f"router {router.config.kind!r} looks at the inputs before training, and a decoder "
-            "that reads an encoder has none of its own: set `stack: encoder`"
-        )
+    _check_first(routing, router)
     found = np.empty((len(rows), router.host.hidden), dtype=np.float32)
-    for group in groups_by_length(lengths_of(rows), BATCH * 128):
-        inputs = inputs_of(model, [rows[i] for i in group], data.collate)
+    for group in groups_by_length(lengths_of(each), BATCH * 128):
+        inputs = inputs_of(model, [each[i] for i in group], collate)
         hidden_BTD = run_span(model, inputs, 0, site.layer)
         flow = routing.new_flow(model, inputs)
         flow.enter(site.stack, hidden_BTD)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from turnout.route import Route, Site
 from turnout.routers.base import Router
+from turnout.routers.reward import check_measured
 
 ROUNDS = 7
 LEAST = 1e-6  # seconds; a site that saves nothing measurable still has a price
@@ -19,10 +20,12 @@ LEAST = 1e-6  # seconds; a site that saves nothing measurable still has a price
 
 def price_shares(router: Router) -> Tensor:
     """What each site of a router costs, as a part of them all, (S,), on the CPU: measured seconds
-    where the router pays in seconds, else FLOPs of a token."""
+    where the router pays in seconds, else FLOPs of a token. Raises UserError for seconds that were
+    not measured."""
     seconds = getattr(router, "seconds", None)
     if seconds is None:
         seconds = torch.tensor([site.cost.row for site in router.sites])
+    check_measured(seconds)
     return (seconds / seconds.sum()).cpu()
 
 
