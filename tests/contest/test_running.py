@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from rich.console import Console
 
 from turnout import UserError, contest
 from turnout.recipe import load
@@ -38,6 +39,10 @@ def test_contenders_share_the_dense_host_and_the_measurement(tmp_path: Path) -> 
     found = contest.load(tmp_path / "out")
     assert {standing.name for standing in found.standings} == set(names)
     assert all(standing.seconds[0] > 0 for standing in found.standings)
+    console = Console(record=True, width=120)
+    console.print(contest.ranking(found).rich())
+    shown = console.export_text()
+    assert "gate" in shown and "1.5x" in shown
     assert [point.arm for point in found.points[0]] == [arm.name for arm in results.arms]
     page = (tmp_path / "out" / "comparison.md").read_text()
     assert all(f"| {name} |" in page for name in (*names, "cut models", *chances))

@@ -60,6 +60,7 @@ def test_random_arms_spend_what_they_are_given() -> None:
             "layer-token hold_first=1 visible=False",
         ),
         ({"kind": "gate", "site": "ffn", "granularity": "token", "layers": [1]}, "ffn-token layer"),
+        ({"kind": "gate", "site": "ffn", "granularity": "token", "hold_first": 1}, "ffn-token"),
         ({"kind": "gate", "site": "head"}, "head-sequence"),
         ({"kind": "gate", "site": "expert", "granularity": "token", "keep": "top-k"}, "expert-tok"),
     ],

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from rich.table import Table
 from rich.text import Text
 
-from turnout.contest.standings import SPEEDS, Comparison, Point, Standing
+from turnout.contest.standings import SPEEDS, Comparison, Standing
 
 NOT_AS_FAST = "not as fast"
 
@@ -43,7 +43,7 @@ def ranking(comparison: Comparison) -> Grid:
     """Quality at equal measured time, best contender first, the baselines below."""
     rows = []
     for standing in [*comparison.standings, *comparison.baselines]:
-        spent = f"{statistics.fmean(standing.seconds):,.0f} s" if standing.seconds else ""
+        spent = f"{fmean(standing.seconds):,.0f} s" if standing.seconds else ""
         rows.append([standing.name, *(_cell(standing, speed) for speed in SPEEDS), spent])
     dense = [p.quality for points in comparison.points for p in points if p.family == "dense"]
     return Grid(
@@ -65,11 +65,11 @@ def arms(comparison: Comparison) -> Grid:
             [
                 name,
                 _spread([p.quality for p in found]),
-                f"{_mean(found, _low):.3f} to {_mean(found, _high):.3f}",
-                f"{_mean(found, lambda p: p.speedup):.2f}x",
-                f"{_mean(found, lambda p: p.seconds):.3f}",
-                f"{_mean(found, lambda p: p.flops_per_example) / 1e9:.3g}",
-                f"{_mean(found, lambda p: p.units_run):.1f}",
+                f"{fmean(p.low for p in found):.3f} to {fmean(p.high for p in found):.3f}",
+                f"{fmean(p.speedup for p in found):.2f}x",
+                f"{fmean(p.seconds for p in found):.3f}",
+                f"{fmean(p.flops_per_example for p in found) / 1e9:.3g}",
+                f"{fmean(p.units_run for p in found):.1f}",
             ]
         )
     return Grid(
@@ -97,23 +97,11 @@ def _seeds(comparison: Comparison) -> str:
     return "" if count == 1 else f" Means over {count} seeds, qualities with their range."
 
 
-def _mean(points: Sequence[Point], value: Callable[[Point], float]) -> float:
-    return statistics.fmean(map(value, points))
-
-
-def _low(point: Point) -> float:
-    return point.low
-
-
-def _high(point: Point) -> float:
-    return point.high
-
-
 def _spread(values: Sequence[float]) -> str:
     """Mean, and the range of several."""
-    mean = f"{statistics.fmean(values):.3f}"
+    mean = f"{fmean(values):.3f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
 
 
 def _points(values: Sequence[float]) -> str:
-    return f"{100 * statistics.fmean(values):+.1f}" if values else "-"
+    return f"{100 * fmean(values):+.1f}" if values else "-"

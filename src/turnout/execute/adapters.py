@@ -10,7 +10,6 @@ from torch import Tensor
 from turnout.execute.head_leaves import HeadLeaf
 from turnout.execute.leaves import (
     CloseLeaf,
-    DeltaLeaf,
     FusedLeaf,
     OpenLeaf,
     RoutedLeaf,
@@ -67,9 +66,7 @@ class AdapterLeaf(RoutedLeaf):
         packed = index_N is not None and x.ndim == 2 and len(x) == len(index_N)
         if isinstance(self, OpenLeaf) and index_N is not None and not (packed or is_reference()):
             x, packed = gather(x, index_N), True  # as the host's own matrix took them
-        weight_RU = plan.weight_RU(index_N if packed else None)
-        if isinstance(self, DeltaLeaf | CloseLeaf):
-            weight_RU = self._weighed(weight_RU, packed)
+        weight_RU = self._weighed(plan.weight_RU(index_N if packed else None), packed)
         seen = isinstance(self, VisibleLeaf | FusedLeaf) and not scope.hide
         if index_N is not None and not packed and not seen:  # skipped rows add nothing
             ran_R1 = weight_RU.new_zeros(len(weight_RU), 1).index_fill(0, index_N, 1.0)

@@ -37,6 +37,13 @@ class SpanStop(Exception):
         self.hidden_BTD = hidden_BTD
 
 
+def runs_in_parts(routing: Any) -> bool:
+    """Can some blocks of a routed host run by themselves: it has one stack of blocks, which hand on
+    one tensor."""
+    stacks = list(routing.stacks.values())
+    return len(stacks) == 1 and not stacks[0].tuple_output
+
+
 def run_span(
     model: nn.Module,
     inputs: Mapping[str, Any],
@@ -51,8 +58,7 @@ def run_span(
     stacks, or whose blocks hand on more than one tensor.
     """
     routing: Any = model.turnout
-    stacks = routing.stacks.values()
-    if start and (len(stacks) > 1 or any(stack.tuple_output for stack in stacks)):
+    if start and not runs_in_parts(routing):
         raise UserError(
             f"{type(model).__name__}: only hosts with one stack of blocks that hand on one tensor "
             "can be run in parts"

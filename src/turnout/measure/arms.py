@@ -75,16 +75,17 @@ def plain_entries(
     ]
 
 
-def random_specs(configs: Sequence[RouterConfig]) -> list[dict[str, Any]]:
+def random_specs(configs: Sequence[RouterConfig]) -> list[RandomSkipConfig]:
     """Random skipping where these routers decide: the same sites, granularity, units and blocks
     that always run; without routers, all layers of a sequence. Where some decide about whole
     layers, those alone: the others decide about parts of the same work."""
-    chance = {"kind": "random-skip", "rate": 0.0}
-    # how neurons are shared out is no matter where experts are drawn
-    return [
-        {**chance, **config.model_dump(mode="json", include=PLACE), "split": "random"}
-        for config in _widest(configs) or [RandomSkipConfig()]
-    ]
+    return [_skip_in_place_of(config) for config in _widest(configs) or [RandomSkipConfig()]]
+
+
+def _skip_in_place_of(config: RouterConfig) -> RandomSkipConfig:
+    """Random skipping where a router decides. How neurons are shared out is no matter where experts
+    are drawn."""
+    return RandomSkipConfig(rate=0.0, split="random", **config.model_dump(include=PLACE))
 
 
 def _widest(configs: Sequence[RouterConfig]) -> Sequence[RouterConfig]:
@@ -135,7 +136,7 @@ def random_entries(
     fixed. place: of these routers, where several routed models are measured; None = there is one.
     """
     specs = random_specs(configs)
-    own = any(spec.get("site") == "expert" for spec in specs)  # whose neurons change their order
+    own = any(spec.site == "expert" for spec in specs)  # whose neurons change their order
     sharing: dict[int, Any] = {} if own else {id(p): p for p in dense.parameters()}
     model = install(deepcopy(dense, sharing), specs).eval()
     routing: Any = model.turnout
@@ -179,8 +180,7 @@ def _by_chance(router: Router, budget: float) -> Router:
     """What decides at random where a router decides."""
     config = router.config
     if not has_own_units(config):
-        fields = config.model_dump(include=PLACE)
-        return RandomSkipRouter(RandomSkipConfig(rate=0.0, **fields), router.sites, router.host)
+        return RandomSkipRouter(_skip_in_place_of(config), router.sites, router.host)
     units = min(site.units for site in router.sites)
     top = getattr(config, "top", None) or max(1, round(budget * units))
     chance = RandomUnitConfig(site=config.site, top=min(top, units), seed=SEED)  # type: ignore[arg-type]

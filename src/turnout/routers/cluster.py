@@ -176,10 +176,7 @@ class ClusterRouter(Router):
 
     def _fit(self, pooled_ND: np.ndarray) -> None:
         config = self.config
-        if len(pooled_ND) < self.count:
-            raise UserError(
-                f"router 'cluster' cannot fit {self.count} clusters on {len(pooled_ND)} rows"
-            )
+        check_enough(self.count, len(pooled_ND))
         check_rows(pooled_ND, self.host.hidden)
         if config.method == "mixture":
             self._fit_mixture(pooled_ND)
@@ -245,6 +242,12 @@ def check_rows(pooled_ND: np.ndarray, width: int | None = None) -> None:
         raise UserError("clusters need at least one row")
     if not np.isfinite(pooled_ND).all():
         raise UserError("router 'cluster': the host's states hold NaN or infinity")
+
+
+def check_enough(clusters: int, rows: int, what: str = "rows") -> None:
+    """Raise UserError for fewer rows than clusters. what: the rows are, for the message."""
+    if rows < clusters:
+        raise UserError(f"router 'cluster' cannot fit {clusters} clusters on {rows} {what}")
 
 
 def best_count(

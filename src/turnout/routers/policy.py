@@ -67,8 +67,7 @@ class PolicyRouter(Router):
         self.bias = nn.Parameter(torch.full((len(sites), most), config.open))
         self.baseline = Projection(host.hidden, config.hidden, 1)
         self.bias_of_baseline = nn.Parameter(torch.zeros(()))
-        by_time = config.cost == "seconds"
-        self.register_buffer("seconds", unmeasured(len(sites)) if by_time else None)
+        self.register_buffer("seconds", unmeasured(config, len(sites)))
         # draw routes in inference too, each action with at least this chance: to learn in use
         self.explores: float | None = None
         self._place = {site.key: place for place, site in enumerate(sites)}

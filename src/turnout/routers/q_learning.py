@@ -67,8 +67,7 @@ class QLearningRouter(Router):
                 "has several: use 'policy' there"
             )
         count = len(sites)
-        by_time = config.cost == "seconds"
-        self.register_buffer("seconds", unmeasured(count) if by_time else None)
+        self.register_buffer("seconds", unmeasured(config, count))
         self.value = nn.ModuleList(Projection(host.hidden, config.hidden, 2) for _ in sites)
         # Running is worth more at first, so that all runs.
         self.bias = nn.Parameter(torch.tensor([[0.0, 0.1]]).repeat(count, 1))

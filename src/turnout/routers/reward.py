@@ -53,9 +53,9 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     return (right * counts).sum(1) / counts.sum(1).clamp_min(1.0)
 
 
-def unmeasured(sites: int) -> Tensor:
-    """Seconds of sites before anyone has measured them."""
-    return torch.full((sites,), torch.nan)
+def unmeasured(config: RewardConfig, sites: int) -> Tensor | None:
+    """Seconds of sites before anyone has measured them; None where a router pays in FLOPs."""
+    return torch.full((sites,), torch.nan) if config.cost == "seconds" else None
 
 
 def check_measured(seconds_S: Tensor) -> None:

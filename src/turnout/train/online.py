@@ -37,11 +37,17 @@ from turnout.train.online_files import read_state, write_state
 from turnout.train.search import policy_of
 
 HALVINGS = 8
-ALL_RUNS = (
-    "at a budget of 1 everything runs, whatever a policy says: set model.turnout.budget below 1 "
-    "(0.5 follows it as it was trained)"
-)
 COUNTED = {"updates": int, "fallen": int, "stopped": bool}
+
+
+def _check_asked(model: PreTrainedModel) -> None:
+    """Raise UserError where a policy is not asked."""
+    routing: Any = model.turnout
+    if routing.budget >= 1:
+        raise UserError(
+            "at a budget of 1 everything runs, whatever a policy says: set model.turnout.budget "
+            "below 1 (0.5 follows it as it was trained)"
+        )
 
 
 class OnlinePolicy:
@@ -69,9 +75,7 @@ class OnlinePolicy:
         log: str | Path | None = None,
     ) -> None:
         self.model, self.router = model, policy_of(model)
-        routing: Any = model.turnout
-        if routing.budget >= 1:
-            raise UserError(ALL_RUNS)
+        _check_asked(model)
         for name, value in (("rate", rate), ("trust", trust), ("margin", margin)):
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{name} must be a finite number of at least 0, got {value!r}")
@@ -296,8 +300,7 @@ def trusted_reward(
     routing: Any = model.turnout
     if not len(rows):
         raise UserError("trusted_reward needs at least one labelled row")
-    if routing.budget >= 1:
-        raise UserError(ALL_RUNS)
+    _check_asked(model)
     was_training, total = model.training, 0.0
     explored, router.explores = router.explores, None
     model.eval()

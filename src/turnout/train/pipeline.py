@@ -30,7 +30,7 @@ from turnout.train.precision import moved
 from turnout.train.prepare import (
     check_alone,
     check_counts,
-    check_rows,
+    check_data,
     check_stacks,
     counted,
     prepare,
@@ -79,7 +79,7 @@ def train(
     say(f"data: {sizes}; {len(task.labels)} labels: {_listed(task.labels)}")
     model, tokenizer = _host(recipe, task, run)
     data = encode(task, raw, tokenizer)
-    check_rows(recipe.routers, len(data.train))
+    check_data(recipe.routers, len(data.train))
     run = start_run(out, recipe, task.labels)
     if not run.dense.is_dir() and dense is not None:
         copy_folder(dense, run.dense)

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, groups_by_length, inputs_of, lengths_of
-from turnout.execute.span import run_span
+from turnout.execute.span import run_span, runs_in_parts
 from turnout.hosts.attach import blocks_of, find_family
 from turnout.install import install
 from turnout.routers.base import Router, RouterConfig
-from turnout.routers.cluster import ClusterConfig, ClusterRouter, best_count
+from turnout.routers.cluster import ClusterConfig, ClusterRouter, best_count, check_enough
 from turnout.routers.gate import GateRouter
 from turnout.routers.policy import PolicyConfig, PolicyRouter
 from turnout.train.data import listed, usual_rows
@@ -87,27 +87,22 @@ def check_alone(routers: Sequence[RouterConfig]) -> None:
             )
 
 
-def check_rows(routers: Sequence[RouterConfig], rows: int) -> None:
+def check_data(routers: Sequence[RouterConfig], rows: int) -> None:
     """Raise UserError for clusters that so few training rows cannot be fitted to."""
     for config in routers:
         if isinstance(config, ClusterConfig):
             units = {"adapter": config.adapters, "expert": config.experts}
-            count = config.most or units.get(config.site, 1)
-            if count > rows:
-                raise UserError(
-                    f"router 'cluster' cannot fit {count} clusters on {rows} training rows"
-                )
+            check_enough(config.most or units.get(config.site, 1), rows, "training rows")
 
 
 def check_stacks(model: PreTrainedModel) -> None:
     """Raise UserError for routers of a model that ``prepare`` could not run on its stacks."""
     routing: Any = model.turnout
-    stacks = list(routing.stacks.values())
     for router in routing.all_routers():
         if router.fits:
             _check_first(routing, router)
         imitates = isinstance(router, PolicyRouter) and router.config.imitate
-        if imitates and (len(stacks) > 1 or stacks[0].tuple_output):
+        if imitates and not runs_in_parts(routing):
             raise UserError(
                 "policy with imitate: routes are searched in hosts with one stack of blocks that "
                 f"hand on one tensor, which {type(model).__name__} is not: leave out imitate"
