@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
+from turnout.execute.mode import evaluating
 from turnout.execute.routing import Routing
 
 
@@ -56,14 +57,13 @@ def average_paths(
     check_paths(routing, paths)
     first = int(torch.randint(0, 2**40, ()).item()) if seed is None else seed
     before, routing.seed = routing.seed, None
-    was_training, found = model.training, []
-    model.eval()  # in training every pass draws a seed of its own
+    found = []
     try:
-        for path in range(paths):
-            routing.seed = first + path
-            found.append(model(**inputs)["logits"].float().softmax(-1))
+        with evaluating(model):  # in training every pass draws a seed of its own
+            for path in range(paths):
+                routing.seed = first + path
+                found.append(model(**inputs)["logits"].float().softmax(-1))
     finally:
         routing.seed = before
-        model.train(was_training)
     each = torch.stack(found)
     return PathAverage(each.mean(0), each.std(0, unbiased=False), each)

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of
+from turnout.execute.mode import evaluating
 from turnout.files import make_folder
 from turnout.objectives.divergence import bernoulli_kl
 from turnout.route import Trace
@@ -301,17 +302,16 @@ def trusted_reward(
     if not len(rows):
         raise UserError("trusted_reward needs at least one labelled row")
     _check_asked(model)
-    was_training, total = model.training, 0.0
+    total = 0.0
     explored, router.explores = router.explores, None
-    model.eval()
     try:
-        for group in groups_by_length(lengths_of(rows), batch_tokens):
-            batch = [dict(rows[i]) for i in group]
-            labels = collate(batch)["labels"].to(model.device)
-            logits = model(**inputs_of(model, batch, collate))["logits"]
-            judged = paired(model, logits, labels)
-            total += float(router.reward(routing.current_flow(), *judged).sum())
+        with evaluating(model):
+            for group in groups_by_length(lengths_of(rows), batch_tokens):
+                batch = [dict(rows[i]) for i in group]
+                labels = collate(batch)["labels"].to(model.device)
+                logits = model(**inputs_of(model, batch, collate))["logits"]
+                judged = paired(model, logits, labels)
+                total += float(router.reward(routing.current_flow(), *judged).sum())
     finally:
         router.explores = explored
-        model.train(was_training)
     return total / len(rows)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from turnout.execute.mode import evaluating
 from turnout.route import Route, Site
 from turnout.routers.base import Router
 from turnout.routers.reward import check_measured
@@ -39,8 +40,6 @@ def measured_seconds(
     the median of the paired differences counts.
     """
     routing: Any = model.turnout
-    was_training = model.training
-    model.eval()
     asked = routing.decide
     skipped: list[str] = []
 
@@ -54,18 +53,18 @@ def measured_seconds(
     for router in finishers:
         router.finish = lambda outputs, flow: outputs
     try:
-        for round_ in range(ROUNDS + 1):
-            for site in sites:
-                skipped.clear()
-                whole = _seconds(model, batch)
-                skipped.append(site.key)
-                if round_:
-                    gained[site.key].append(whole - _seconds(model, batch))
+        with evaluating(model):
+            for round_ in range(ROUNDS + 1):
+                for site in sites:
+                    skipped.clear()
+                    whole = _seconds(model, batch)
+                    skipped.append(site.key)
+                    if round_:
+                        gained[site.key].append(whole - _seconds(model, batch))
     finally:
         routing.decide = asked
         for router, finish in finishers.items():
             router.finish = finish
-        model.train(was_training)
     found = [max(LEAST, statistics.median(gained[site.key])) for site in sites]
     return torch.tensor(found, device=model.device)
 

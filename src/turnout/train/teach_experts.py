@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
+from turnout.execute.mode import evaluating
 from turnout.execute.span import run_span
 from turnout.hosts.attach import BlockView, blocks_of, find_family
 from turnout.hosts.linear import matrix_of
@@ -79,19 +80,18 @@ def watch_experts(
     tokens: int = 20_000,
 ) -> Watch:
     """Run batches, whole, until so many real tokens were seen. Raises UserError for no tokens."""
-    watch, count, was_training = Watch(model, router.sites), 0, model.training
-    model.eval()
+    watch, count = Watch(model, router.sites), 0
     try:
-        for batch in batches:
-            inputs = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, Tensor)}
-            watch.inputs = inputs
-            run_span(model, inputs, 0, None)
-            count += len(watch.states[router.sites[0].key][-1])
-            if count >= tokens:
-                break
+        with evaluating(model):
+            for batch in batches:
+                inputs = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, Tensor)}
+                watch.inputs = inputs
+                run_span(model, inputs, 0, None)
+                count += len(watch.states[router.sites[0].key][-1])
+                if count >= tokens:
+                    break
     finally:
         watch.remove()
-        model.train(was_training)
     if not count:
         raise UserError("there are no rows to teach gates over experts with")
     for key, parts in (*watch.states.items(), *watch.weights.items()):

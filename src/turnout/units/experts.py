@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
+from turnout.execute.mode import evaluating
 from turnout.execute.span import run_span
 from turnout.hosts.attach import BlockView, blocks_of, find_family
 from turnout.hosts.linear import matrix_of, reorder_columns, reorder_rows
@@ -196,26 +197,22 @@ def _watch(
     """What the neurons of each block do, token by token: (K, F)."""
     learns = how == "importance"
     parts: dict[str, list[Tensor]] = {place: [] for place in views}
-    count, was_training = 0, model.training
-    model.eval()
-    try:
-        with _neurons(views, learns) as kept:
-            for batch in batches:
-                inputs = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, Tensor)}
-                with torch.set_grad_enabled(learns):
-                    outputs = run_span(model, inputs, 0, None)
-                    if learns:
-                        _loss_of(outputs).backward()
-                for place, value in kept.items():
-                    found = _size(place, value, learns)
-                    real = real_rows(model, views[place].stack.name, inputs, found)
-                    parts[place].append(found.flatten(0, -2)[real])
-                model.zero_grad()
-                count += int(parts[next(iter(parts))][-1].shape[0])
-                if count >= tokens:
-                    break
-    finally:
-        model.train(was_training)
+    count = 0
+    with evaluating(model), _neurons(views, learns) as kept:
+        for batch in batches:
+            inputs = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, Tensor)}
+            with torch.set_grad_enabled(learns):
+                outputs = run_span(model, inputs, 0, None)
+                if learns:
+                    _loss_of(outputs).backward()
+            for place, value in kept.items():
+                found = _size(place, value, learns)
+                real = real_rows(model, views[place].stack.name, inputs, found)
+                parts[place].append(found.flatten(0, -2)[real])
+            model.zero_grad()
+            count += int(parts[next(iter(parts))][-1].shape[0])
+            if count >= tokens:
+                break
     if not count:
         raise UserError("there are no rows to look at")
     return {place: torch.cat(found)[:tokens] for place, found in parts.items()}
