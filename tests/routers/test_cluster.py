@@ -101,6 +101,20 @@ def test_centres_that_were_never_fitted_are_told_of(tmp_path: Path) -> None:
         turnout.load(tmp_path)(**HOST.inputs())
 
 
+def test_a_model_in_training_is_fitted_as_it_is_used() -> None:
+    rows = [{"input_ids": [3 + n, 9, 4, 40 - n], "attention_mask": [1] * 4} for n in range(12)]
+    model = turnout.install(HOST.build(), [{"kind": "cluster", "adapters": 3, "hold_first": 1}])
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    centres = []
+    for training in (True, False):
+        turnout.prepare(model.train(training), datasets.Dataset.from_list(rows), stacked, say=str)
+        assert model.training is training
+        centres.append(model.turnout.all_routers()[0].centre.clone())
+    assert torch.equal(*centres)
+
+
 def test_all_blocks_use_the_same_cluster() -> None:
     model = turnout.install(HOST.build(), [{"kind": "cluster", "hold_first": 1}])
     with torch.no_grad(), turnout.trace() as trace:

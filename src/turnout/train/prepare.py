@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, groups_by_length, inputs_of, lengths_of
+from turnout.execute.mode import evaluating
 from turnout.execute.span import run_span, runs_in_parts
 from turnout.hosts.attach import blocks_of, find_family
 from turnout.install import install
@@ -216,10 +217,11 @@ def pooled_states(
     routing: Any = model.turnout
     _check_first(routing, router)
     found = np.empty((len(rows), router.host.hidden), dtype=np.float32)
-    for group in groups_by_length(lengths_of(each), BATCH * 128):
-        inputs = inputs_of(model, [each[i] for i in group], collate)
-        hidden_BTD = run_span(model, inputs, 0, site.layer)
-        flow = routing.new_flow(model, inputs)
-        flow.enter(site.stack, hidden_BTD)
-        found[group] = ClusterRouter.embed(hidden_BTD, flow.mask_BT(site)).cpu().numpy()
+    with evaluating(model):
+        for group in groups_by_length(lengths_of(each), BATCH * 128):
+            inputs = inputs_of(model, [each[i] for i in group], collate)
+            hidden_BTD = run_span(model, inputs, 0, site.layer)
+            flow = routing.new_flow(model, inputs)
+            flow.enter(site.stack, hidden_BTD)
+            found[group] = ClusterRouter.embed(hidden_BTD, flow.mask_BT(site)).cpu().numpy()
     return found
