@@ -103,3 +103,14 @@ def test_what_cannot_be_pooled_runs_batch_by_batch() -> None:
     turnout.uninstall(model)
     plain = predict_bulk(model, rows, collate, 64)
     assert plain.share == 1.0 and plain.use == {} and not plain.units.any()
+
+
+def test_the_model_is_afterwards_in_the_mode_that_it_was_in() -> None:
+    model = turnout.install(BY_NAME["bert"].build(), ["gate"]).train()
+    held = next(module for module in model.modules() if isinstance(module, torch.nn.Dropout))
+    held.eval()  # as a frozen part of a model that learns
+    first = predict_bulk(model, texts(3), collate).logits
+    second = predict_bulk(model, texts(3), collate).logits
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)  # no dropout
+    assert [module for module in model.modules() if not module.training] == [held]

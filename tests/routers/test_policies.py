@@ -11,6 +11,7 @@ from hosts_table import BY_NAME
 import turnout
 from turnout import UserError
 from turnout.cost import trace_dense_flops, trace_flops
+from turnout.routers.reward import quality
 
 HOST = BY_NAME["bert"]
 SPECS: dict[str, dict[str, Any]] = {
@@ -94,6 +95,23 @@ def test_q_learning_remembers_the_latest_and_its_target_follows() -> None:
         router.bias += 1.0
     router.losses(model.turnout.current_flow(), logits, torch.zeros(3).long(), None)
     torch.testing.assert_close(router.get_buffer("target_bias"), before + 0.05)
+
+
+def test_q_learning_keeps_the_end_of_a_batch_that_is_larger_than_its_memory() -> None:
+    model = turnout.install(HOST.build(), [{"kind": "q-learning", "replay": 2, "batch": 2}])
+    model.train()
+    (router,) = model.turnout.all_routers()
+    model(**HOST.inputs("none"))
+    flow, labels = model.turnout.current_flow(), torch.tensor([0, 1, 1])
+    logits = torch.tensor([[9.0, 0.0], [0.0, 9.0], [9.0, 0.0]])
+    router.losses(flow, logits, labels, None)
+    kept = quality(logits, labels, router.config.quality)[1:]
+    torch.testing.assert_close(router.qualities[router.seen % 2], kept[0])
+    torch.testing.assert_close(router.qualities.sum(), kept.sum())
+    assert int(router.seen) == 2
+    for place, site in enumerate(router.sites):
+        state = torch.nn.functional.layer_norm(flow.memory[(site.key, "state")], (32,))
+        torch.testing.assert_close(router.states[:, place], state[1:].half())
 
 
 def test_q_learning_needs_one_unit_a_site() -> None:

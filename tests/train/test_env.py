@@ -17,7 +17,8 @@ from turnout import UserError
 gymnasium = pytest.importorskip("gymnasium")
 from gymnasium.utils.env_checker import check_env  # noqa: E402
 
-from turnout.train.env import RoutingEnv  # noqa: E402
+from turnout.train.env import RoutingEnv, routes_of  # noqa: E402
+from turnout.train.search import imitate, policy_of  # noqa: E402
 
 ROWS = [
     {"input_ids": [3 + n, 9, 4, 40 - n], "attention_mask": [1] * 4, "labels": n % 3}
@@ -81,6 +82,36 @@ def test_stable_baselines_learns_to_save_work() -> None:
             seen, _, ended, _, info = env.step(int(action))
         spent.append(info["share"])
     assert np.mean(spent) < 0.2
+
+
+def test_an_agents_routes_come_back_as_a_policy() -> None:
+    env = environment()
+    seen_first = torch.stack([torch.from_numpy(env.reset(options={"row": n})[0]) for n in range(6)])
+    middle = float(seen_first[:, 0].median())
+
+    def act(seen: np.ndarray) -> int:  # rows go two ways in the first block, and skip the second
+        depth = seen[-1]
+        return int(seen[0] > middle) if depth == 0 else int(depth > 0.5)
+
+    found = routes_of(env, act)
+    assert found.routes_NL[:, 1:].tolist() == [[0.0, 1.0]] * 6
+    assert found.routes_NL[:, 0].tolist() == (seen_first[:, 0] > middle).float().tolist()
+    for row in range(6):
+        env.reset(options={"row": row})
+        paid = sum(env.step(int(action))[1] for action in found.routes_NL[row])
+        assert float(found.reward_N[row]) == pytest.approx(paid)
+    imitate(policy_of(env.model), found, epochs=300, rate=0.01)
+    batch = stacked(ROWS)
+    batch.pop("labels")
+    with torch.no_grad(), env.model.turnout.at(0.5), turnout.trace() as trace:
+        env.model(**batch)
+    taken = torch.stack([route.weight_BTU[:, 0, 0] for route in trace.values()], 1)
+    torch.testing.assert_close(taken, found.routes_NL)
+
+
+def test_an_agent_must_say_an_action() -> None:
+    with pytest.raises(UserError, match="the agent said 2; an action is 0"):
+        routes_of(environment(), lambda seen: 2)
 
 
 def test_what_has_no_decisions_is_refused() -> None:

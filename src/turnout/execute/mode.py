@@ -10,10 +10,11 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model is in eval mode inside, and as it was afterwards."""
-    was_training = model.training
+    """The model is in eval mode inside, and each of its modules as it was afterwards."""
+    learning = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module in learning:
+            module.training = True

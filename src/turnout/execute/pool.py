@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from turnout.execute.batches import Batches, Collate, Meter, Row, lengths_of
+from turnout.execute.mode import evaluating
 from turnout.execute.routing import Routing
 from turnout.execute.wavefront import Wavefront
 
@@ -65,18 +66,18 @@ def predict_bulk(
 
     batch_tokens: tokens, padding included, in one group. window: groups whose states are held at
     once in pooled work. pooled: None = where it can be done. answers: False keeps no logits. An
-    unrouted model runs batch by batch in the same groups.
+    unrouted model runs batch by batch in the same groups. The model is in inference meanwhile, and
+    afterwards as it was.
     """
-    model.eval()
     do_pool = poolable(model) if pooled is None else pooled and poolable(model)
     meter = Meter(len(rows))
     logits: list[np.ndarray | None] = [None] * len(rows)
     lengths = lengths_of(rows)
     work = Wavefront if do_pool else Batches
-    for places in _windows(lengths, window * batch_tokens):
-        work(
-            model, rows, lengths, places, collate, batch_tokens, meter, logits if answers else None
-        ).run()
+    kept = logits if answers else None
+    with evaluating(model):
+        for places in _windows(lengths, window * batch_tokens):
+            work(model, rows, lengths, places, collate, batch_tokens, meter, kept).run()
     routing: Any = getattr(model, "turnout", None)
     sites = () if routing is None else routing.sites
     use = {site.key: meter.sites.get(site.key, 0.0) / max(1, len(rows)) for site in sites}

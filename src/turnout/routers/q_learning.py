@@ -113,20 +113,16 @@ class QLearningRouter(Router):
     @torch.no_grad()
     def _remember(self, flow: Flow, logits: Tensor, labels: Tensor) -> None:
         """Write a batch over the oldest passes in memory, and let the target network follow."""
-        quality_B = quality(logits, labels, self.config.quality)
-        if len(quality_B) > len(self.states):
-            raise UserError(
-                f"router 'q-learning': a batch of {len(quality_B)} does not fit replay: "
-                f"{len(self.states)}"
-            )
+        size = len(self.states)
+        quality_B = quality(logits, labels, self.config.quality)[-size:]  # what memory can hold
         keys = [site.key for site in self.sites]
-        at = (self.seen + torch.arange(len(quality_B), device=self.seen.device)) % len(self.states)
-        states = torch.stack([flow.memory[(k, "state")] for k in keys], 1)
+        at = (self.seen + torch.arange(len(quality_B), device=self.seen.device)) % size
+        states = torch.stack([flow.memory[(k, "state")][-size:] for k in keys], 1)
         # networks read normalised states; normalised ones fit a half, whatever the host's scale
         self.states[at] = F.layer_norm(states, states.shape[-1:]).half()
-        ran = [flow.trace[key].active_BT[:, 0].long() for key in keys]
+        ran = [flow.trace[key].active_BT[-size:, 0].long() for key in keys]
         self.actions[at] = torch.stack(ran, 1)
-        self.costs[at] = shares(flow, self.sites, self.seconds).float()
+        self.costs[at] = shares(flow, self.sites, self.seconds)[-size:].float()
         self.qualities[at] = quality_B
         self.seen += len(quality_B)
         for name, parameter in self._online().items():

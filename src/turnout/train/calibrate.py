@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of
+from turnout.execute.mode import evaluating
 from turnout.execute.pool import predict_bulk
 from turnout.execute.routing import Routing
 from turnout.routers.base import Router
@@ -44,13 +45,13 @@ def calibrate(
         raise UserError("calibrate needs a routed model; call turnout.install(model, ...) first")
     if len(rows) == 0:
         raise UserError("calibrate needs at least one row of data")
-    model.eval()
     scored = [router for router in routing.all_routers() if router.scored]
     if not scored:
         note_dial(model)
         return []
     before = routing.budget
-    scores = _open_scores(model, rows, collate, batch_tokens, scored)
+    with evaluating(model):
+        scores = _open_scores(model, rows, collate, batch_tokens, scored)
 
     def spend(quantile: float) -> float:
         for router, values in zip(scored, scores, strict=True):

@@ -8,7 +8,7 @@ the routers `policy` and `q-learning`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from turnout.routers.base import masked_mean
 from turnout.routers.reward import quality as quality_of
 from turnout.train.answers import paired
 from turnout.train.prices import price_shares
+from turnout.train.search import Found
 
 try:
     import gymnasium
@@ -111,11 +112,47 @@ class RoutingEnv(gymnasium.Env[np.ndarray, np.int64]):
     def _judge(self, logits: Tensor) -> float:
         return float(quality_of(*paired(self.model, logits, self._labels), self.quality))
 
-    def _observe(self) -> np.ndarray:
+    def pooled(self) -> Tensor:
+        """The mean state of the text where it stands, (D,), not normalised."""
         routing: Any = self.model.turnout
         batch, length = self._hidden.shape[:2]
         mask_BT = routing.token_mask(self.model, self._inputs, self.sites[0].stack, batch, length)
-        pooled = masked_mean(self._hidden, mask_BT)
-        state = F.layer_norm(pooled, pooled.shape[-1:])[0].cpu().numpy()
+        return masked_mean(self._hidden, mask_BT)[0]
+
+    def _observe(self) -> np.ndarray:
+        pooled = self.pooled()
+        state = F.layer_norm(pooled, pooled.shape).cpu().numpy()
         depth = self._place / len(self.sites)
         return np.append(state, depth).astype(np.float32)
+
+
+def routes_of(env: RoutingEnv, act: Callable[[np.ndarray], Any]) -> Found:
+    """The route that an agent takes for each row, for ``imitate`` to put into a policy.
+
+    act: an observation to 0 or 1, as ``lambda seen: agent.predict(seen, deterministic=True)[0]``.
+    Raises UserError for another action.
+    """
+    taken = [_episode(env, row, act) for row in range(len(env.rows))]
+    dense = [_episode(env, row, lambda seen: 1)[1] for row in range(len(env.rows))]
+    return Found(
+        torch.tensor([route for route, _, _ in taken], dtype=torch.float32),
+        torch.tensor([reward for _, reward, _ in taken]),
+        torch.tensor(dense),
+        torch.stack([states for _, _, states in taken]),
+    )
+
+
+def _episode(
+    env: RoutingEnv, row: int, act: Callable[[np.ndarray], Any]
+) -> tuple[list[int], float, Tensor]:
+    """Route, reward and the pooled states on the way, (L, D), of one text."""
+    seen, _ = env.reset(options={"row": row})
+    total, ended, info, states = 0.0, False, dict[str, Any](), list[Tensor]()
+    while not ended:
+        states.append(env.pooled().cpu())
+        action = int(act(seen))
+        if not env.action_space.contains(action):
+            raise UserError(f"the agent said {action}; an action is 0 (skip) or 1 (run)")
+        seen, reward, ended, _, info = env.step(action)
+        total += reward
+    return info["route"], total, torch.stack(states)
