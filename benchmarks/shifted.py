@@ -18,7 +18,8 @@ from transformers import set_seed
 import turnout
 from turnout.execute.batches import inputs_of
 from turnout.train.data import listed
-from turnout.train.online import OnlinePolicy, trusted_reward
+from turnout.train.online import OnlinePolicy
+from turnout.train.trusted import trusted_reward
 
 BEFORE, AFTER = AG_LABELS[1:2], (AG_LABELS[0], *AG_LABELS[2:])  # the easiest, then the rest
 STREAM = 2000

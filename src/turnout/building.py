@@ -8,8 +8,10 @@ from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.routing import Routing
-from turnout.hosts.attach import BlockView, find_family, price, site_of
+from turnout.hosts.attach import find_family
 from turnout.hosts.linear import matrix_of
+from turnout.hosts.price import price, site_of
+from turnout.hosts.view import BlockView
 from turnout.route import Site, UnitCost
 from turnout.routers import ROUTERS, HostShape, Router, RouterConfig
 from turnout.units.experts import check_own, check_split

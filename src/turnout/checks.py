@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.routing import Routing
-from turnout.hosts.attach import BlockView
+from turnout.hosts.view import BlockView
 from turnout.routers import HostShape, Router
 
 

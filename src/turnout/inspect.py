@@ -13,7 +13,8 @@ from transformers import AutoModel, PreTrainedModel
 
 from turnout.errors import UserError, first_line
 from turnout.files import read_json
-from turnout.hosts.attach import blocks_of, find_family, site_of
+from turnout.hosts.attach import blocks_of, find_family
+from turnout.hosts.price import site_of
 from turnout.route import Site, SiteKind
 from turnout.run import is_run, open_run
 from turnout.train.host import open_config

@@ -14,7 +14,9 @@ from turnout.checks import check_block, check_hides, check_units, warn_of_leaks
 from turnout.errors import UserError
 from turnout.execute.attend import watch_attention
 from turnout.execute.routing import Routing
-from turnout.hosts.attach import blocks_of, find_family, price, restore
+from turnout.hosts.attach import blocks_of, find_family
+from turnout.hosts.price import price
+from turnout.hosts.swap import restore
 from turnout.routers import ROUTERS, RouterConfig
 from turnout.units.experts import reorder
 from turnout.units.peft import fill, lora_fields, read_lora

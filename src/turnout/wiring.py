@@ -16,8 +16,9 @@ from turnout.execute.leaves import ROLES
 from turnout.execute.moe import OwnExperts
 from turnout.execute.routing import Routing
 from turnout.execute.scope import Scope, Stream
-from turnout.hosts.attach import BlockView, swap, unit_name
 from turnout.hosts.linear import matrix_of
+from turnout.hosts.swap import swap
+from turnout.hosts.view import BlockView, unit_name
 from turnout.route import Site, SiteKind
 from turnout.routers.base import RouterConfig
 from turnout.units.adapters import BottleneckBank, LoraBank

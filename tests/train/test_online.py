@@ -15,7 +15,7 @@ from torch import Tensor
 import turnout
 from turnout import UserError
 from turnout.objectives.divergence import bernoulli_kl
-from turnout.train.online import OnlinePolicy, trusted_reward
+from turnout.train.online import OnlinePolicy
 
 INPUTS = {key: value.repeat(8, 1) for key, value in BY_NAME["bert"].inputs("none").items()}
 INPUTS["input_ids"][:, 1] = torch.arange(3, 27)
@@ -181,50 +181,6 @@ def test_divergence_is_zero_only_for_equal_policies() -> None:
     torch.testing.assert_close(bernoulli_kl(one, other), expected)
 
 
-def test_the_trusted_reward_is_the_mean_over_the_rows() -> None:
-    model = policy().train()
-    model.turnout.budget = 0.5
-    generator = torch.Generator().manual_seed(0)
-    rows = [
-        {"input_ids": torch.randint(3, 60, (n,), generator=generator).tolist(), "labels": n % 3}
-        for n in (3, 9, 5, 7, 4)
-    ]
-
-    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        widest = max(len(row["input_ids"]) for row in rows)
-        ids = [row["input_ids"] + [0] * (widest - len(row["input_ids"])) for row in rows]
-        mask = [[1] * len(r["input_ids"]) + [0] * (widest - len(r["input_ids"])) for r in rows]
-        return {
-            "input_ids": torch.tensor(ids),
-            "attention_mask": torch.tensor(mask),
-            "labels": torch.tensor([row["labels"] for row in rows]),
-        }
-
-    together = trusted_reward(model, rows, collate)
-    assert model.training
-    alone = [trusted_reward(model, [row], collate, batch_tokens=16) for row in rows]
-    assert together == pytest.approx(sum(alone) / 5, abs=1e-5) and len(set(alone)) > 1
-    with pytest.raises(UserError, match="at least one labelled row"):
-        trusted_reward(model, [], collate)
-
-
-def test_a_causal_language_model_is_judged_by_the_next_token() -> None:
-    host = BY_NAME["llama"]
-    spec = [{"kind": "policy", "price": 0.0, "open": 20.0}]
-    model: Any = turnout.install(host.build(), spec).eval()
-    model.turnout.budget = 0.5
-    ids = host.inputs("none")["input_ids"][:2]
-    with torch.no_grad():
-        chance = model(input_ids=ids)["logits"][:, :-1].log_softmax(-1)
-    right = chance.gather(2, ids[:, 1:, None])[..., 0].mean(1).exp().mean()
-
-    def collate(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-        return {key: torch.stack([row[key] for row in batch]) for key in batch[0]}
-
-    rows = [{"input_ids": each, "labels": each} for each in ids]
-    assert trusted_reward(model, rows, collate) == pytest.approx(float(right), rel=1e-5)
-
-
 def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
     def begun() -> tuple[Any, OnlinePolicy]:
         model = policy()
@@ -279,8 +235,6 @@ def test_at_a_budget_of_1_there_is_nothing_to_learn() -> None:
     model.turnout.budget = 1.0
     with pytest.raises(UserError, match="everything runs, whatever a policy says"):
         OnlinePolicy(model)
-    with pytest.raises(UserError, match=r"set model\.turnout\.budget below 1"):
-        trusted_reward(model, [{"input_ids": [1, 2], "labels": 0}], dict)
 
 
 def test_a_rollback_is_to_the_best_policy() -> None:

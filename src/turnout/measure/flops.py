@@ -6,7 +6,8 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from turnout.execute.pool import BulkResult
-from turnout.hosts.attach import blocks_of, find_family, price
+from turnout.hosts.attach import blocks_of, find_family
+from turnout.hosts.price import price
 
 
 def depth_of(model: PreTrainedModel) -> int:

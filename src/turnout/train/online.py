@@ -27,28 +27,16 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
-from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of
-from turnout.execute.mode import evaluating
 from turnout.files import make_folder
 from turnout.objectives.divergence import bernoulli_kl
 from turnout.route import Trace
 from turnout.routers.reward import reinforce
-from turnout.train.answers import paired
 from turnout.train.online_files import read_state, write_state
 from turnout.train.search import policy_of
+from turnout.train.trusted import check_asked
 
 HALVINGS = 8
 COUNTED = {"updates": int, "fallen": int, "stopped": bool}
-
-
-def _check_asked(model: PreTrainedModel) -> None:
-    """Raise UserError where a policy is not asked."""
-    routing: Any = model.turnout
-    if routing.budget >= 1:
-        raise UserError(
-            "at a budget of 1 everything runs, whatever a policy says: set model.turnout.budget "
-            "below 1 (0.5 follows it as it was trained)"
-        )
 
 
 class OnlinePolicy:
@@ -76,7 +64,7 @@ class OnlinePolicy:
         log: str | Path | None = None,
     ) -> None:
         self.model, self.router = model, policy_of(model)
-        _check_asked(model)
+        check_asked(model)
         for name, value in (("rate", rate), ("trust", trust), ("margin", margin)):
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{name} must be a finite number of at least 0, got {value!r}")
@@ -289,29 +277,3 @@ class OnlinePolicy:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
         return entry
-
-
-@torch.inference_mode()
-def trusted_reward(
-    model: PreTrainedModel, rows: Sequence[Row], collate: Collate, batch_tokens: int = 4096
-) -> float:
-    """Mean reward of a policy on labelled rows, at the model's budget as it stands: quality - price
-    x share of the work. Raises UserError for a model without a policy, or no rows."""
-    router: Any = policy_of(model)
-    routing: Any = model.turnout
-    if not len(rows):
-        raise UserError("trusted_reward needs at least one labelled row")
-    _check_asked(model)
-    total = 0.0
-    explored, router.explores = router.explores, None
-    try:
-        with evaluating(model):
-            for group in groups_by_length(lengths_of(rows), batch_tokens):
-                batch = [dict(rows[i]) for i in group]
-                labels = collate(batch)["labels"].to(model.device)
-                logits = model(**inputs_of(model, batch, collate))["logits"]
-                judged = paired(model, logits, labels)
-                total += float(router.reward(routing.current_flow(), *judged).sum())
-    finally:
-        router.explores = explored
-    return total / len(rows)

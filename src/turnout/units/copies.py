@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from turnout.hosts.attach import BlockView, unit_name
 from turnout.hosts.linear import matrix_of
+from turnout.hosts.view import BlockView, unit_name
 
 
 class CopyBank(nn.Module):

@@ -26,8 +26,9 @@ from transformers import PreTrainedModel
 from turnout.errors import UserError
 from turnout.execute.mode import evaluating
 from turnout.execute.span import run_span
-from turnout.hosts.attach import BlockView, blocks_of, find_family
+from turnout.hosts.attach import blocks_of, find_family
 from turnout.hosts.linear import matrix_of, reorder_columns, reorder_rows
+from turnout.hosts.view import BlockView
 from turnout.route import Site
 from turnout.routers.cluster import balanced_labels
 

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.files import read_json
-from turnout.hosts.attach import BlockView, blocks_of, find_family, unit_name
+from turnout.hosts.attach import blocks_of, find_family
+from turnout.hosts.view import BlockView, unit_name
 
 NAMES = ("query", "key", "value", "output", "in", "out")
 PREFIX = "base_model.model."
