@@ -16,15 +16,20 @@ from turnout.errors import UserError
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8. A reader sees the old file or the new one, never a part.
+    """Write `text` as UTF-8, as ``write_bytes`` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file. A reader sees the old one or the new one, never a part.
 
     Raises UserError (path and reason) when the system refuses: disk full, no permission, no folder.
     """
     path = Path(path)
     temp = _temp_beside(path)
     try:
-        with open(temp, "x", encoding="utf-8", newline="") as handle:
-            handle.write(text)
+        with open(temp, "xb") as handle:
+            handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temp, path)

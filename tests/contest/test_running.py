@@ -10,6 +10,7 @@ from rich.console import Console
 
 from turnout import UserError, contest
 from turnout.recipe import load
+from turnout.train.teacher import FILE
 
 FEW = (
     "train.epochs=1",
@@ -29,6 +30,8 @@ def test_contenders_share_the_dense_host_and_the_measurement(tmp_path: Path) -> 
         (tmp_path / "out" / name / "dense" / "model.safetensors").read_bytes() for name in names
     ]
     assert weights[0] == weights[1] == weights[2]
+    asked = {(tmp_path / "out" / name / "dense" / FILE).stat().st_mtime_ns for name in names}
+    assert len(asked) == 1  # copies of one file: the dense host was asked once
     assert sum("dense host:" in line and "parameters" in line for line in said) == 1
     routed = {(arm.router, arm.budget) for arm in results.family("routed")}
     assert routed == {(name, budget) for name in names for budget in (0.6, 0.3)}

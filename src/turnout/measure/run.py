@@ -94,7 +94,8 @@ def static_models(
     """The cut models that a run is compared with: loaded, or trained where they are missing."""
     if missing := missing_cuts(run, names):
         say(f"training {len(missing)} cut model(s) to compare with: {', '.join(missing)}")
-        data = encode(task, splits, tokenizer).taught_by(dense, run.recipe.objectives)
+        data = encode(task, splits, tokenizer)
+        data = data.taught_by(dense, run.recipe.objectives, run.dense)
         for name in missing:
             train_static(run, name, dense, data, progress=progress, say=say)
     with contextlib.suppress(OSError):  # not there, or not empty

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -15,6 +16,7 @@ from turnout.execute.batches import Collate
 from turnout.execute.pool import predict_bulk
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks.base import Task
+from turnout.train.teacher import teacher_logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +41,14 @@ class Data:
         """Encoded rows to a batch."""
         return self.task.collator(self.tokenizer)
 
-    def taught_by(self, dense: PreTrainedModel, weights: ObjectivesConfig) -> Data:
-        """With all that the objectives ask of a teacher; the logits are computed once, here."""
+    def taught_by(
+        self, dense: PreTrainedModel, weights: ObjectivesConfig, folder: Path | None = None
+    ) -> Data:
+        """With all that the objectives ask of a teacher; its logits are computed once, here.
+        folder: the teacher's own, which keeps them for the next that asks."""
         logits = None
         if weights.distill or weights.exits:
-            logits = predict_bulk(dense, listed(self.train), self.collate).logits
+            logits = teacher_logits(dense, listed(self.train), self.collate, folder)
         return replace(self, teacher=dense if weights.hidden else None, teacher_logits=logits)
 
     def rows(self) -> datasets.Dataset:

@@ -54,10 +54,11 @@ def train(
     """Train what a recipe describes into a run folder, or go on with what was begun there.
 
     dense: folder of a dense host that was trained by the same recipe but for its routers; it is
-    copied. only_dense: stop after the dense host; started again, it goes on. The same recipe, data
-    and machine give the same weights, stopped or not, as far as nothing is chosen by time: the
-    number format (``precision: auto``), the way experts are multiplied, and prices in seconds.
-    Raises UserError before any training for what is wrong with recipe, data, host or routers.
+    copied. only_dense: stop after the dense host and what it teaches; started again, it goes on.
+    The same recipe, data and machine give the same weights, stopped or not, as far as nothing is
+    chosen by time: the number format (``precision: auto``), the way experts are multiplied, and
+    prices in seconds. Raises UserError before any training for what is wrong with recipe, data,
+    host or routers.
     """
     run = open_run(out) if is_run(out) else None
     if run is not None:
@@ -86,6 +87,7 @@ def train(
     elif not run.dense.is_dir():
         _train_dense(run, model, data, say, progress)
     if only_dense:
+        data.taught_by(moved(run.load_dense()), recipe.objectives, run.dense)
         return run
     _train_routed(run, data, say, progress)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -143,7 +145,7 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     recipe = run.recipe
     # read back even when it is at hand: then going on later starts from the very same state
     dense = moved(run.load_dense())
-    data = data.taught_by(dense, recipe.objectives)
+    data = data.taught_by(dense, recipe.objectives, run.dense)
     host = _routed_host(run, dense, data, say, progress)
     set_seed(recipe.train.seed)
     start = time.perf_counter()
