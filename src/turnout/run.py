@@ -2,7 +2,8 @@
 
 run.json      format, version, labels, recipe      recipe.yaml  the recipe, written out
 training.json what each stage cost
-dense/        the host, trained for the task       routed/      the routed model
+dense/        the host, trained for the task, with   routed/      the routed model
+              its answers for the training rows
 static/NAME/  cut models to compare with           checkpoints/ of a training under way
 logs/NAME/    for TensorBoard, when asked for
 """

@@ -60,9 +60,11 @@ def test_standings_are_taken_at_equal_time_over_seeds() -> None:
     ]
     assert cut.quality[2.0] == pytest.approx([0.8, 0.8])
     assert layers.quality[3.0] == [] and heads.quality[2.0] != []
+    assert good.best == (2.0, pytest.approx(0.04)) and poor.best is not None
+    assert poor.best[0] == 1.1 and poor.best[1] < 0  # the less it skips, the less it loses
     grid = contest.ranking(found)
     assert [row[0] for row in grid.rows][:3] == ["good", "poor", "cut models"]
-    assert grid.rows[0][3:] == ["0.840 (0.830 to 0.850)\n+4.0 / +34.0", "not as fast", "9 s"]
+    assert grid.rows[0][4:] == ["0.840 (0.830 to 0.850)\n+4.0 / +34.0", "not as fast", "9 s"]
     assert "| good | " in grid.markdown() and "<br>" in grid.markdown()
     dense = contest.arms(found).rows[0]
     assert dense == [
@@ -74,6 +76,16 @@ def test_standings_are_taken_at_equal_time_over_seeds() -> None:
         "1",
         "6.0",
     ]
+
+
+def test_what_is_nowhere_as_fast_comes_last() -> None:
+    points = [
+        *seed_of(0.85, 0.5),
+        point("slow-50", "routed", 0.99, 0.95, router="slow", place="layers"),
+    ]
+    found = contest.Comparison("accuracy", [0], [points], [{}])
+    assert [standing.name for standing in found.standings] == ["good", "poor", "slow"]
+    assert found.standings[-1].best is None
 
 
 def test_a_file_that_is_no_comparison_is_named(tmp_path: Path) -> None:

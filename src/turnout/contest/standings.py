@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from turnout.files import read_json, write_json
 from turnout.measure.frontier import front, line_at
 from turnout.measure.results import Family, Results
 
-SPEEDS = (1.25, 1.5, 2.0, 3.0)
+SPEEDS = (1.1, 1.25, 1.5, 2.0, 3.0)
 FILE = "comparison.json"
 Curve = dict[float, float | None]  # speed-up -> what is had there; None where it is not as fast
 Values = dict[float, list[float]]  # the same over seeds; empty where not every seed is as fast
@@ -78,11 +79,11 @@ class Standing:
     seconds: list[float]
 
     @property
-    def rank(self) -> tuple[int, float]:
-        """How many of the speeds it reaches, then the mean difference from cut models there."""
-        found = [value for values in self.over_cut.values() for value in values]
-        reached = sum(bool(values) for values in self.over_cut.values())
-        return reached, statistics.fmean(found) if found else 0.0
+    def best(self) -> tuple[float, float] | None:
+        """The speed at which it gains most over cut models, and what it gains there, a mean over
+        seeds; None = it is nowhere fast enough to compare."""
+        gains = {speed: statistics.fmean(each) for speed, each in self.over_cut.items() if each}
+        return max(gains.items(), key=lambda pair: pair[1]) if gains else None
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Comparison:
 
     @property
     def standings(self) -> list[Standing]:
-        """The contenders, best against cut models first."""
+        """The contenders, by what they gain over cut models at their best speed."""
         each = [_curves(points) for points in self.points]
         found = []
         for name in each[0]:
@@ -106,7 +107,7 @@ class Comparison:
             )
             spent = [s for s in (costs.get(name) for costs in self.seconds) if s is not None]
             found.append(Standing(name, quality, over_cut, over_random, spent))
-        return sorted(found, key=lambda standing: standing.rank, reverse=True)
+        return sorted(found, key=lambda s: s.best[1] if s.best else -math.inf, reverse=True)
 
     @property
     def baselines(self) -> list[Standing]:

@@ -40,7 +40,7 @@ class Grid:
 
 
 def ranking(comparison: Comparison) -> Grid:
-    """Quality at equal measured time, best contender first, the baselines below."""
+    """Quality at equal measured time, in the order of the standings, the baselines below."""
     rows = []
     for standing in [*comparison.standings, *comparison.baselines]:
         spent = f"{fmean(standing.seconds):,.0f} s" if standing.seconds else ""
@@ -49,7 +49,7 @@ def ranking(comparison: Comparison) -> Grid:
     return Grid(
         f"{comparison.metric} at equal measured time; dense {_spread(dense)}",
         "Below the quality: points above cut models / above random skipping of the same time and "
-        "place." + _seeds(comparison),
+        "place. The order is that of the largest gain over cut models." + _seeds(comparison),
         ["router", *(f"{speed:g}x" for speed in SPEEDS), "training"],
         rows,
     )
