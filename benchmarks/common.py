@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from turnout.allocator import keep_memory
+from turnout.allocator import keep
 from turnout.errors import UserError
 from turnout.files import read_json, write_json
 from turnout.measure import machine
@@ -102,7 +102,7 @@ def goal(value: float, at_most: float | None = None, at_least: float | None = No
 
 def main(run: Callable[[], None]) -> None:
     """Run a benchmark; a user's mistake is one line and exit code 2."""
-    keep_memory()
+    keep()
     try:
         run()
     except UserError as error:

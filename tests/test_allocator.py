@@ -1,10 +1,13 @@
-"""Freed memory stays in the process, where the C library can do it."""
+"""What our own processes keep: memory, where the C library can do it, and products."""
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+
+from turnout import allocator
 
 COUNT = """
 import resource
@@ -29,3 +32,14 @@ def test_freed_memory_is_used_again() -> None:
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert faults("keep") < faults("plain") / 10
+
+
+def test_more_products_are_remembered_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setattr(allocator, "keep_memory", lambda: False)
+    monkeypatch.delenv(name, raising=False)
+    allocator.keep()
+    assert os.environ[name] == str(allocator.PRODUCTS)
+    monkeypatch.setenv(name, "7")
+    allocator.keep()
+    assert os.environ[name] == "7"

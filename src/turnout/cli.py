@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from turnout._version import __version__
-from turnout.allocator import keep_memory
+from turnout.allocator import keep
 from turnout.errors import UserError
 
 MISTAKE, STOPPED = 2, 130
@@ -250,7 +250,7 @@ def schema(
 
 def main() -> None:
     """The entry point."""
-    keep_memory()
+    keep()
     app()
 
 

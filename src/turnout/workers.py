@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from turnout.allocator import keep_memory
+from turnout.allocator import keep
 from turnout.recipe import Recipe
 from turnout.train.pipeline import train
 
@@ -55,7 +55,7 @@ def train_at_once(
 
 
 def _begin(threads: int) -> None:
-    keep_memory()
+    keep()
     torch.set_num_threads(threads)
 
 

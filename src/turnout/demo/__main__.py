@@ -17,7 +17,7 @@ import torch
 import typer
 from rich.console import Console
 
-from turnout.allocator import keep_memory
+from turnout.allocator import keep
 from turnout.demo.data import fetch
 from turnout.errors import UserError
 from turnout.hosts.cut import cuts_of
@@ -221,5 +221,5 @@ def training_speed(data: Path, name: str = MODEL) -> float:
 
 
 if __name__ == "__main__":
-    keep_memory()
+    keep()
     app()

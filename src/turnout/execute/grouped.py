@@ -8,13 +8,15 @@ pass or without), on real data.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from turnout.execute.rows import prepares, round_up
 
 Way = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 _chosen: dict[tuple[Any, ...], Way] = {}
@@ -30,9 +32,8 @@ class _Loop(torch.autograd.Function):
         ctx.save_for_backward(x_PD, weight_EFD)
         ctx.counts = counts
         out_PF = x_PD.new_empty(len(x_PD), weight_EFD.shape[1])
-        for expert, (start, end) in enumerate(_spans(counts)):
-            if start < end:
-                torch.mm(x_PD[start:end], weight_EFD[expert].t(), out=out_PF[start:end])
+        for expert, start, end in _windows(counts, x_PD):
+            torch.mm(x_PD[start:end], weight_EFD[expert].t(), out=out_PF[start:end])
         return out_PF
 
     @staticmethod
@@ -42,9 +43,8 @@ class _Loop(torch.autograd.Function):
         grad_x, grad_weight = None, None
         if ctx.needs_input_grad[0]:
             grad_x = torch.empty_like(x_PD)
-            for expert, (start, end) in enumerate(_spans(ctx.counts)):
-                if start < end:
-                    torch.mm(grad_PF[start:end], weight_EFD[expert], out=grad_x[start:end])
+            for expert, start, end in _windows(ctx.counts, x_PD):
+                torch.mm(grad_PF[start:end], weight_EFD[expert], out=grad_x[start:end])
         if ctx.needs_input_grad[1]:
             grad_weight = weight_EFD.new_zeros(weight_EFD.shape)
             for expert, (start, end) in enumerate(_spans(ctx.counts)):
@@ -126,3 +126,13 @@ def _faster(x_PD: Tensor, weight_EFD: Tensor, counts: Sequence[int], learns: boo
 
 def _spans(counts: Sequence[int]) -> list[tuple[int, int]]:
     return list(pairwise([0, *accumulate(counts)]))
+
+
+def _windows(counts: Sequence[int], like: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Group, first and last row of each group that has rows; where that pays, up to a round number
+    of them: the groups that follow write over what is not the group's own."""
+    total, rounds = sum(counts), prepares(like)
+    for group, (start, end) in enumerate(_spans(counts)):
+        if start < end:
+            more = start + round_up(end - start) if rounds else end
+            yield group, start, more if more <= total else end

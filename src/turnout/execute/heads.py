@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from turnout.execute.rows import gather, is_weighted
+from turnout.execute.rows import gather, is_weighted, rounded
 
 # Tokens of a sequence from which copying its slices of a matrix costs less than gathering its rows
 # for every unit: measured with a host of 384 columns on a CPU.
@@ -144,8 +144,8 @@ class HeadPlan:
     ) -> Tensor:
         pairs = self.token_pairs if tokens else self.sequence_pairs
         biases = [None] * self.units if bias is None else bias.chunk(self.units)
-        parts = zip(self._rows(x_BTD, pairs), weight.chunk(self.units), biases, strict=True)
-        found_PE = torch.cat([F.linear(*part) for part in parts])
+        parts = zip(self._rows(x_BTD, pairs), weight.chunk(self.units), biases, pairs, strict=True)
+        found_PE = torch.cat([F.linear(x, w, b)[: len(at)] for x, w, b, (at, _) in parts])
         batch, length = self.shape_BT
         full = found_PE.new_zeros(batch * length * self.slots, found_PE.shape[1])
         return full.index_copy(0, torch.cat([at for _, at in pairs]), found_PE).view(
@@ -153,11 +153,12 @@ class HeadPlan:
         )
 
     def _rows(self, x_BTD: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """The rows of each unit; keys and values (and queries of sequences) share them."""
+        """The rows of each unit, to a round number; keys and values (and queries of sequences)
+        share them."""
         shares = pairs is self.sequence_pairs
         if shares and self._gathered is not None and self._gathered[0] is x_BTD:
             return self._gathered[1]
-        rows = [gather(x_BTD, index_N) for index_N, _ in pairs]
+        rows = [_picked(x_BTD, index_N) for index_N, _ in pairs]
         if shares:
             self._gathered = x_BTD, rows
         return rows
@@ -177,7 +178,7 @@ class HeadPlan:
         for (index_N, place_N), part in zip(
             self.token_pairs, weight.chunk(self.units, 1), strict=True
         ):
-            found_ND = F.linear(rows.index_select(0, place_N), part)
+            found_ND = F.linear(rows.index_select(0, rounded(place_N, rows)), part)[: len(index_N)]
             dtype = found_ND.dtype
             if out is None:  # in full precision: many are added up
                 exact = torch.promote_types(dtype, torch.float32)
@@ -282,6 +283,14 @@ class HeadPlan:
         at_BH = self.columns(self.units_BS, value.shape[1])
         each_B1 = torch.arange(len(at_BH), device=value.device)[:, None]
         return value.expand(len(at_BH), *value.shape[1:])[each_B1, at_BH]
+
+
+def _picked(x_BTD: Tensor, index_N: Tensor) -> Tensor:
+    """Rows of an index, the last one again up to a round number."""
+    more = rounded(index_N, x_BTD)
+    if more is index_N or not torch.is_grad_enabled():
+        return gather(x_BTD, more)
+    return F.pad(gather(x_BTD, index_N), (0, 0, 0, len(more) - len(index_N)))
 
 
 def _cut(value: Tensor, rows: Tensor | None, slots: int, units: int) -> Tensor:

@@ -13,7 +13,7 @@ from turnout.execute.experts import ExpertPlan
 from turnout.execute.handle import BlockHandle, fills_cache
 from turnout.execute.heads import HeadPlan
 from turnout.execute.reference import pick_sequences
-from turnout.execute.rows import is_weighted
+from turnout.execute.rows import is_weighted, round_up, rounded
 from turnout.execute.scope import is_reference
 from turnout.execute.shorten import lengthen, short_of, shorten
 from turnout.route import Route
@@ -141,7 +141,7 @@ class Narrowed:
                 continue
             index = layer_index if own is None else None
             if index is None:
-                index = mine(self._real(active_BT)).reshape(-1).nonzero().squeeze(1)
+                index = _index_of(mine(self._real(active_BT)), x_BTD)
                 if own is None:
                     layer_index = index
             scope.index_N, scope.like_BTD, scope.hide = index, x_BTD, self.handle.hide
@@ -205,6 +205,16 @@ class Narrowed:
         hidden, *rest = out if isinstance(out, tuple) else (out,)
         hidden = lengthen(short, hidden, x_BTD)
         return (hidden, *rest) if rest else hidden
+
+
+def _index_of(active_BT: Tensor, x_BTD: Tensor) -> Tensor:
+    """Places of the active rows in (B * T). In inference the last one may stand there more than
+    once, to make a round number (see ``rounded``): it is computed again and written again. Never as
+    many as there are rows, which would mean all of them."""
+    index_N = active_BT.reshape(-1).nonzero().squeeze(1)
+    if is_reference() or torch.is_grad_enabled() or round_up(len(index_N)) >= active_BT.numel():
+        return index_N
+    return rounded(index_N, x_BTD)
 
 
 def take(value: Any, keep: Tensor, batch: int) -> Any:
