@@ -4,8 +4,8 @@
 same steps, teacher and objectives, all measured in one run. The verdict ranks contenders by what
 they gain over cut models of the same time at their best speed, and says where learned routing does
 not beat cutting or random skipping; beside the rows stand tables of every speed and arm,
-compare_routers.md. Router
-`cluster` is no contender: its adapters add to what the host does, and skip nothing.
+compare_routers.md. Router `cluster` is no contender: its adapters add to what the host does, and
+skip nothing.
 """
 
 from __future__ import annotations

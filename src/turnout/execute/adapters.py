@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from turnout.execute.head_leaves import HeadLeaf
@@ -16,7 +15,7 @@ from turnout.execute.leaves import (
     RoutedLeaf,
     VisibleLeaf,
 )
-from turnout.execute.rows import gather, rounded, scatter
+from turnout.execute.rows import gather, gather_round, scatter
 from turnout.execute.scope import Scope, is_reference
 from turnout.units.adapters import BottleneckBank, LoraBank
 
@@ -45,8 +44,7 @@ class AdapterPlan:
                 flat_RO = flat_RO + full_RO
                 continue
             index = (weight_RU[:, unit].detach() != 0).nonzero().squeeze(1)
-            rows = index if torch.is_grad_enabled() else rounded(index, flat_RD)
-            found_NO = change(unit, gather(flat_RD[None], rows))[: len(index)]
+            found_NO = change(unit, gather_round(flat_RD[None], index))[: len(index)]
             weight_N = weight_RU[:, unit].index_select(0, index)
             change_NO = (found_NO * weight_N[:, None].to(found_NO.dtype)).to(flat_RO.dtype)
             flat_RO = flat_RO.index_add(0, index, change_NO)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from turnout.execute.rows import gather, is_weighted, rounded
+from turnout.execute.rows import gather_round, is_weighted, rounded
 
 # Tokens of a sequence from which copying its slices of a matrix costs less than gathering its rows
 # for every unit: measured with a host of 384 columns on a CPU.
@@ -158,7 +158,7 @@ class HeadPlan:
         shares = pairs is self.sequence_pairs
         if shares and self._gathered is not None and self._gathered[0] is x_BTD:
             return self._gathered[1]
-        rows = [_picked(x_BTD, index_N) for index_N, _ in pairs]
+        rows = [gather_round(x_BTD, index_N) for index_N, _ in pairs]
         if shares:
             self._gathered = x_BTD, rows
         return rows
@@ -283,14 +283,6 @@ class HeadPlan:
         at_BH = self.columns(self.units_BS, value.shape[1])
         each_B1 = torch.arange(len(at_BH), device=value.device)[:, None]
         return value.expand(len(at_BH), *value.shape[1:])[each_B1, at_BH]
-
-
-def _picked(x_BTD: Tensor, index_N: Tensor) -> Tensor:
-    """Rows of an index, the last one again up to a round number."""
-    more = rounded(index_N, x_BTD)
-    if more is index_N or not torch.is_grad_enabled():
-        return gather(x_BTD, more)
-    return F.pad(gather(x_BTD, index_N), (0, 0, 0, len(more) - len(index_N)))
 
 
 def _cut(value: Tensor, rows: Tensor | None, slots: int, units: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Move rows (tokens) to where they are computed and back: packed flat, without padding.
 
-An index holds unique positions in the flattened (B * T) rows, so a gather's gradient is a plain
-copy back: the general (adding, slow) scatter of autograd is not needed.
+Where gradients are kept an index holds unique positions in the flattened (B * T) rows, so that a
+gather's gradient is a plain copy back, without autograd's general (adding, slow) scatter.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # Each number of rows in bf16 is a product of its own to oneDNN, which takes 0.4 ms to prepare it,
 # as long as some hundred rows take. So numbers of rows are rounded up to a multiple of this there.
@@ -32,8 +33,8 @@ def round_up(rows: int) -> int:
 
 
 def rounded(index_N: Tensor, like: Tensor) -> Tensor:
-    """An index of rows of ``like`` with its last row again, up to a round number, where that pays;
-    for products whose surplus rows are cut off."""
+    """An index of rows of ``like`` with its last row again, up to a round number, where that pays.
+    Whoever uses it cuts the surplus off, or writes the same row again."""
     short = round_up(len(index_N)) - len(index_N)
     if not short or not len(index_N) or not prepares(like):
         return index_N
@@ -59,6 +60,15 @@ def gather(x_BTD: Tensor, index_N: Tensor) -> Tensor:
     """The active rows of (B, T, D) as (N, D)."""
     flat = x_BTD.reshape(-1, *x_BTD.shape[2:])
     return _Gather.apply(flat, index_N)  # type: ignore[return-value]
+
+
+def gather_round(x_BTD: Tensor, index_N: Tensor) -> Tensor:
+    """``gather``, with more rows up to a round number where that pays: the last one again, or where
+    gradients are kept, zeros."""
+    more = rounded(index_N, x_BTD)
+    if more is index_N or not torch.is_grad_enabled():
+        return gather(x_BTD, more)
+    return F.pad(gather(x_BTD, index_N), (0, 0, 0, len(more) - len(index_N)))
 
 
 def scatter(rows_ND: Tensor, index_N: Tensor, like_BTD: Tensor) -> Tensor:
