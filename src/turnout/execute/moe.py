@@ -1,5 +1,9 @@
 """Experts that a host has by itself: of those its own gate chose, the ones that a route keeps run.
 
+A router decides before the host's gate does, so what both choose may be nothing at all. A token for
+which a router keeps experts, but none that the host chose, runs the host's best one: it is dropped
+only by a router that keeps none.
+
 Where nothing is skipped the host's own implementation runs. Otherwise the pairs of a token and an
 expert that are left are sorted by expert and computed group by group.
 """
@@ -11,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from turnout.execute.grouped import grouped
 from turnout.execute.handle import BlockHandle
@@ -36,6 +41,15 @@ def run_pairs(
     return x_ND.new_zeros(x_ND.shape).index_add(0, row_P, change_PD.to(x_ND.dtype))
 
 
+def kept_of(route_NE: Tensor, chosen_NK: Tensor, weight_NK: Tensor) -> Tensor:
+    """Weights that a route gives to the experts that the host chose, (N, K); 1 for the host's best
+    where a token keeps experts but none of these."""
+    route_NK = route_NE.gather(1, chosen_NK)
+    lost_N = (route_NE.detach() != 0).any(1) & ~(route_NK.detach() != 0).any(1)
+    best_NK = F.one_hot(weight_NK.detach().argmax(1), chosen_NK.shape[1]).bool()
+    return torch.where(lost_N[:, None] & best_NK, 1.0, route_NK)
+
+
 class OwnExperts(RoutedLeaf):
     """The experts of a mixture, called as experts(rows, chosen, weights)."""
 
@@ -47,8 +61,8 @@ class OwnExperts(RoutedLeaf):
             self._note(chosen_NK, None)
             return super().forward(x_ND, chosen_NK, weight_NK)
         route_NE = plan.weight_RE(None if is_reference() else self._turnout_scope.index_N)
-        self._note(chosen_NK, route_NE)
-        route_NK = route_NE.gather(1, chosen_NK)
+        route_NK = kept_of(route_NE, chosen_NK, weight_NK)
+        self._note(chosen_NK, route_NK)
         weight_NK = weight_NK * route_NK.to(weight_NK.dtype)
         if is_reference():
             return super().forward(x_ND, chosen_NK, weight_NK)
@@ -56,7 +70,7 @@ class OwnExperts(RoutedLeaf):
         expert_P, weight_P = chosen_NK[row_P, place_P], weight_NK[row_P, place_P]
         return run_pairs(self, x_ND, row_P, expert_P, weight_P)
 
-    def _note(self, chosen_NK: Tensor, route_NE: Tensor | None) -> None:
+    def _note(self, chosen_NK: Tensor, route_NK: Tensor | None) -> None:
         """Put into the trace what really runs: what was kept of what the host chose."""
         handle, scope = self._turnout_handle, self._turnout_scope
         flow, site = handle.stream.flow, handle.sites["expert"]
@@ -64,9 +78,9 @@ class OwnExperts(RoutedLeaf):
             return
         route = flow.trace[site.key]
         batch, length = flow.trace.shape_BT[site.stack]
-        chosen_NE = torch.zeros(len(chosen_NK), site.units, device=chosen_NK.device)
-        chosen_NE = chosen_NE.scatter(1, chosen_NK, 1.0)
-        kept_NE = chosen_NE if route_NE is None else chosen_NE * route_NE
+        kept_NE = torch.zeros(len(chosen_NK), site.units, device=chosen_NK.device)
+        ran_NK = torch.ones_like(kept_NE[:, : chosen_NK.shape[1]]) if route_NK is None else route_NK
+        kept_NE = kept_NE.scatter(1, chosen_NK, ran_NK.to(kept_NE.dtype))
         keep_B = handle.stream.keep_B
         rows = torch.arange(batch, device=chosen_NK.device) if keep_B is None else keep_B
         place_N = (rows[:, None] * length + torch.arange(length, device=rows.device)).flatten()
