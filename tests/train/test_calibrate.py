@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 import turnout
 from turnout import UserError
 from turnout.execute.pool import predict_bulk
+from turnout.train import calibrate as calibrate_module
 from turnout.train.calibrate import PASSES
 
 SCORED = {
@@ -92,6 +93,21 @@ def test_two_routers_share_a_dial(work: Any, rows: Any) -> None:
         assert predict_bulk(model, rows, work.collate).share == pytest.approx(0.5, abs=0.15)
 
 
+def test_what_pays_least_is_shed_first_at_whichever_site(work: Any, rows: Any) -> None:
+    model = routed(work, {"kind": "gate", "site": "ffn"}, {"kind": "gate", "site": "attention"})
+    ffn, attention = model.turnout.all_routers()
+    with torch.no_grad():
+        ffn.bias.fill_(2.0)
+        attention.bias.fill_(-2.0)
+    turnout.calibrate(model, rows, work.collate)
+    assert ffn.levels == attention.levels
+    for budget in (0.9, 0.6):
+        with model.turnout.at(budget):
+            use = predict_bulk(model, rows, work.collate).use
+        kept = [np.mean([use[site.key] for site in router.sites]) for router in (ffn, attention)]
+        assert kept[0] > kept[1] + 0.05, (budget, kept)
+
+
 def test_routers_without_scores_need_no_table(work: Any, rows: Any) -> None:
     model = routed(work, {"kind": "random-skip"})
     assert turnout.calibrate(model, rows, work.collate) == []
@@ -116,6 +132,28 @@ def test_what_cannot_be_calibrated(work: Any, rows: Any) -> None:
     with pytest.raises(UserError, match="scores that are not finite"):
         turnout.calibrate(model, rows, work.collate)
     assert model.turnout.budget == 1.0
+
+
+def test_stopped_halfway_the_dial_is_as_it_was(
+    work: Any, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = routed(work, {"kind": "exit"})
+    turnout.calibrate(model, rows, work.collate)
+    (router,) = model.turnout.all_routers()
+    levels, passes = router.levels, []
+    model.turnout.budget = 0.6
+
+    def stopped(*args: Any, **kwargs: Any) -> Any:
+        passes.append(router.levels)
+        if len(passes) == 3:
+            raise KeyboardInterrupt
+        return predict_bulk(*args, **kwargs)
+
+    monkeypatch.setattr(calibrate_module, "predict_bulk", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        turnout.calibrate(model, rows, work.collate)
+    assert passes[0] != levels and router.levels == levels
+    assert model.turnout.budget == 0.6
 
 
 def rows_of(host: Host) -> list[dict[str, Any]]:

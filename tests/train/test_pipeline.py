@@ -147,8 +147,12 @@ def test_stopped_and_gone_on_gives_the_same_weights(
             train(recipe, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "routed").exists()
     assert (tmp_path / "stopped" / "dense").exists() == (stop != "dense")
+    last = "dense" if stop == "dense" else "routed"
+    begun = trainer_module.last_checkpoint(tmp_path / "stopped" / "checkpoints" / last)
     torch.rand(5)
     train(recipe, tmp_path / "stopped")
+    seconds = read_json(tmp_path / "stopped" / "training.json")[last]["seconds"]
+    assert (seconds is None) == (begun is not None)  # what both starts took nobody knows
     for stage in ("dense", "routed"):
         assert same(weights(tmp_path / "whole", stage), weights(tmp_path / "stopped", stage))
     specs = [read_json(tmp_path / n / "routed" / "config.json") for n in ("whole", "stopped")]

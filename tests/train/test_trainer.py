@@ -34,6 +34,8 @@ ROUTERS = {
     "gate-recurrent": {"kind": "gate", "shape": "recurrent"},
     "gate-head": {"kind": "gate", "site": "head"},
     "gate-adapter": {"kind": "gate", "site": "adapter", "modulate": True},
+    "gate-expert": {"kind": "gate", "site": "expert", "experts": 4, "granularity": "token"},
+    "random-unit": {"kind": "random-unit", "site": "adapter", "rank": 2},
     "gate-copied": {
         "kind": "gate",
         "site": "expert",
@@ -43,10 +45,12 @@ ROUTERS = {
         "top": 1,
     },
     "attention": {"kind": "attention"},
+    "attention-adapter": {"kind": "attention", "site": "adapter", "rank": 2},
     "token-attention": {"kind": "token-attention"},
     "token-attention-top-k": {"kind": "token-attention", "keep": "top-k", "visible": False},
     "cluster": {"kind": "cluster", "top": 2},
     "policy": {"kind": "policy"},
+    "policy-head": {"kind": "policy", "site": "head"},
     "policy-input": {"kind": "policy", "decide": "input", "entropy": 0.1},
     "q-learning": {"kind": "q-learning", "replay": 16, "batch": 8},
 }
@@ -104,7 +108,10 @@ def test_accumulation_counts_labels_not_batches(kind: str, tmp_path: Path) -> No
         assert logs[1][name] == pytest.approx(logs[0][name], rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["none", "exit", "gate", "random-skip"])
+REMEMBERING = ["gate-recurrent", "attention", "policy-input", "cluster", "random-jump"]
+
+
+@pytest.mark.parametrize("kind", ["none", "exit", "gate", "random-skip", *REMEMBERING])
 def test_activation_checkpointing_gives_the_same_weights(work: Any, kind: str) -> None:
     plain, saving = build(work, kind), build(work, kind)
     work.fit(plain, "plain", max_steps=2)

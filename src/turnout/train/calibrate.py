@@ -34,11 +34,13 @@ def calibrate(
 
     The scores of one open pass give candidate thresholds (their quantiles); one real pass at a
     candidate gives the share of the routed work that it spends, so the effect of early decisions
-    on later ones is in the table. Each further pass halves the widest gap in share. Beside routers
-    without a score, which take the budget as it is, a candidate is run again at the share that it
-    spent, so that the table holds budgets at which all of them spend just that. Returns
-    (quantile, share) pairs by rising quantile. Labels are not read. Raises UserError for an
-    unrouted model, no rows, or scores that are not finite.
+    on later ones is in the table. Each further pass halves the widest gap in share. Routers whose
+    scores mean the same get one threshold, so that they shed what training, where the budget counts
+    FLOPs, found to pay least, at whichever site; others get theirs at the same quantile. Beside
+    routers without a score, which take the budget as it is, a candidate is run again at the share
+    that it spent, so that the table holds budgets at which all of them spend just that. Whatever
+    stops it leaves the dial as it was. Returns (quantile, share) pairs by rising quantile. Labels
+    are not read. Raises UserError for an unrouted model, no rows, or scores that are not finite.
     """
     routing: Any = getattr(model, "turnout", None)
     if not isinstance(routing, Routing):
@@ -54,24 +56,32 @@ def calibrate(
         scores = _open_scores(model, rows, collate, batch_tokens, scored)
 
     def spend(quantile: float) -> float:
-        for router, values in zip(scored, scores, strict=True):
-            router.levels = [(0.5, float(np.quantile(values, quantile)))]
+        for router in scored:
+            router.levels = [(0.5, float(np.quantile(scores[_meaning(router)], quantile)))]
         share = 0.5
         for _ in range(1 if len(scored) == len(routing.all_routers()) else MIXED):
             with routing.at(min(share, BELOW_ONE)):
                 share = predict_bulk(model, rows, collate, batch_tokens, answers=False).share
         return share
 
-    found = {1.0: spend(1.0)}
-    for _ in range(passes - 1):
-        edges = [0.0, *sorted(found)]
-        shares = [1.0, *(found[quantile] for quantile in edges[1:])]
-        gaps = [high - low for high, low in itertools.pairwise(shares)]
-        widest = int(np.argmax(gaps))
-        middle = (edges[widest] + edges[widest + 1]) / 2
-        found[middle] = spend(middle)
-    routing.budget = before
-    for router, values in zip(scored, scores, strict=True):
+    dials = [router.levels for router in scored]
+    try:
+        found = {1.0: spend(1.0)}
+        for _ in range(passes - 1):
+            edges = [0.0, *sorted(found)]
+            shares = [1.0, *(found[quantile] for quantile in edges[1:])]
+            gaps = [high - low for high, low in itertools.pairwise(shares)]
+            widest = int(np.argmax(gaps))
+            middle = (edges[widest] + edges[widest + 1]) / 2
+            found[middle] = spend(middle)
+    except BaseException:  # stopped halfway: the dial is as it was
+        for router, levels in zip(scored, dials, strict=True):
+            router.levels = levels
+        raise
+    finally:
+        routing.budget = before
+    for router in scored:
+        values = scores[_meaning(router)]
         router.levels = _falling(
             [(share, float(np.quantile(values, quantile))) for quantile, share in found.items()]
         )
@@ -86,26 +96,33 @@ def _open_scores(
     collate: Collate,
     batch_tokens: int,
     scored: Sequence[Router],
-) -> list[np.ndarray]:
-    """All scores of each router in a pass where everything runs."""
+) -> dict[str, np.ndarray]:
+    """All scores in a pass where everything runs, by what they mean."""
     routing: Any = model.turnout
-    parts: list[list[np.ndarray]] = [[] for _ in scored]
+    parts: dict[str, list[np.ndarray]] = {_meaning(router): [] for router in scored}
     with routing.at(1.0):
         for group in groups_by_length(lengths_of(rows), batch_tokens):
             model(**inputs_of(model, [rows[i] for i in group], collate))
             trace = routing.current_flow().trace
-            for part, router in zip(parts, scored, strict=True):
+            for router in scored:
                 for site in router.sites:
                     score_BTU = trace[site.key].score_BTU
                     assert score_BTU is not None
                     if score_BTU.shape[1] > 1:
                         score_BTU = score_BTU[trace.valid_BT(site.stack)]
-                    part.append(score_BTU.flatten().float().cpu().numpy())
-    scores = [np.concatenate(part) for part in parts]
-    for router, values in zip(scored, scores, strict=True):
+                    parts[_meaning(router)].append(score_BTU.flatten().float().cpu().numpy())
+    scores = {meaning: np.concatenate(part) for meaning, part in parts.items()}
+    for meaning, values in scores.items():
         if not np.isfinite(values).all():
-            raise UserError(f"router {router.config.kind!r} gave scores that are not finite")
+            raise UserError(f"router {meaning!r} gave scores that are not finite")
     return scores
+
+
+def _meaning(router: Router) -> str:
+    """What a router's scores mean: its kind, and the rule that they are made for."""
+    config = router.config
+    rules = (getattr(config, name, None) for name in ("keep", "criterion"))
+    return " ".join([config.kind, *(str(rule) for rule in rules if rule is not None)])
 
 
 def _falling(table: list[tuple[float, float]]) -> list[tuple[float, float]]:

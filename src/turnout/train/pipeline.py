@@ -36,6 +36,7 @@ from turnout.train.prepare import (
     prepare,
 )
 from turnout.train.saving import load_host, save
+from turnout.train.trainer import last_checkpoint
 
 CALIBRATION_ROWS = 512
 SHORT = 0.05  # share above the budget that is worth a word
@@ -122,7 +123,7 @@ def _start(dense: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
 def _train_dense(run: Run, model: PreTrainedModel, data: Data, say: Say, progress: bool) -> None:
     config = run.recipe.train
     say(f"dense host: {run.recipe.model}, {_millions(model)} M parameters")
-    start = time.perf_counter()
+    start, whole = time.perf_counter(), last_checkpoint(run.checkpoints / "dense") is None
     if config.epochs > 0:
         fit(
             model,
@@ -135,7 +136,7 @@ def _train_dense(run: Run, model: PreTrainedModel, data: Data, say: Say, progres
             progress=progress,
             say=say,
         )
-    _note_cost(run, "dense", model, start)
+    _note_cost(run, "dense", model, start if whole else None)
     save(model, data.tokenizer, run.dense)
     shutil.rmtree(run.checkpoints / "dense", ignore_errors=True)
     _tell_score(model, data, start, say)
@@ -148,7 +149,7 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     data = data.taught_by(dense, recipe.objectives, run.dense)
     host = _routed_host(run, dense, data, say, progress)
     set_seed(recipe.train.seed)
-    start = time.perf_counter()
+    start, whole = time.perf_counter(), last_checkpoint(run.checkpoints / "routed") is None
     model = install(host, counted(host, recipe.routers, data.train, data.collate, say))
     found = prepare(model, data.train, data.collate, say)
     kinds = ", ".join(router.kind for router in recipe.routers)
@@ -170,7 +171,7 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
         )
     else:
         say("nothing to train: the host is frozen and these routers have no weights")
-    _note_cost(run, "routed", model, start, found)
+    _note_cost(run, "routed", model, start if whole else None, found)
     routing.budget = recipe.train.budget
     rows = data.validation.select(range(min(len(data.validation), CALIBRATION_ROWS)))
     table = calibrate(model, listed(rows), data.collate, recipe.measure.batch_tokens)
@@ -197,15 +198,17 @@ def _note_cost(
     run: Run,
     stage: str,
     model: PreTrainedModel,
-    start: float,
+    start: float | None,
     found: dict[str, dict[str, Any]] | None = None,
 ) -> None:
-    """Write what a stage cost into training.json: seconds (of the last start, if it was stopped)
-    and parameters that were trained. found: what preparing found out, by router."""
+    """Write what a stage cost into training.json: seconds, and parameters that were trained. start:
+    None = it was stopped on the way, and nobody knows what it took (null). found: what preparing
+    found out, by router."""
+    seconds = None if start is None else round(time.perf_counter() - start, 1)
     path = run.path / "training.json"
     known = read_json(path) if path.is_file() else {}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    cost = {"seconds": round(time.perf_counter() - start, 1), "trained_parameters": trained}
+    cost = {"seconds": seconds, "trained_parameters": trained}
     more = {"found": found} if found else {}
     write_json(path, {**known, stage: {**cost, **more}})
 
