@@ -120,7 +120,7 @@ def install_lora(
     loras = [read_lora(folder) for folder in folders]
     fields = {"kind": router} if isinstance(router, str) else router
     if isinstance(fields, RouterConfig):
-        fields = fields.model_dump(exclude_unset=True)
+        fields = {**fields.model_dump(exclude_unset=True), "kind": fields.kind}
     if fields.get("site", "adapter") != "adapter":
         raise UserError(f"checkpoints are units at site adapter, got site: {fields['site']!r}")
     loras = [lora.for_host(model) for lora in loras]

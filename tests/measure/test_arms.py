@@ -32,6 +32,14 @@ def test_names_and_order() -> None:
     assert [entry.dial for entry in entries] == [None, 0.5, 0.125, None]
 
 
+def test_copies_are_cast_with_the_host_and_routers_are_not() -> None:
+    gate = dict(kind="gate", site="expert", experts=2, split="copied", keep="top-k", top=1)
+    model = cast(turnout.install(BY_NAME["bert"].build(), [gate]), torch.bfloat16)
+    routing: Any = model.turnout
+    assert {p.dtype for p in routing.units.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in routing.routers.parameters()} == {torch.float32}
+
+
 def test_random_arms_spend_what_they_are_given() -> None:
     dense = BY_NAME["bert"].build()
     parameters = [p.data_ptr() for p in dense.parameters()]

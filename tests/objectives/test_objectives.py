@@ -50,6 +50,15 @@ def test_balance_does_not_change_with_scale() -> None:
     assert objectives.balance(trace_of(draw * 3, draw * 1.5)) == pytest.approx(one.item())
 
 
+def test_balance_compares_units_of_one_kind() -> None:
+    """A layer that nearly always runs beside experts of which two in eight do: both even."""
+    trace = trace_of(torch.full((4, 5, 1), 0.9), torch.full((4, 5, 1), 0.9))
+    for layer in range(2):
+        place = Site(f"encoder.{layer}.expert", "expert", "encoder", layer, 3, 8, UnitCost(row=1.0))
+        trace[place.key] = Route(place, torch.full((4, 5, 8), 0.25))
+    assert objectives.balance(trace) == pytest.approx(0.0, abs=1e-9)
+
+
 def test_balance_passes_over_padding() -> None:
     weights = torch.rand(2, 4, 1), torch.rand(2, 4, 1)
     trace, spoilt = trace_of(*weights), trace_of(*(w.clone() for w in weights))

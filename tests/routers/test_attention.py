@@ -10,6 +10,7 @@ from hosts_table import BY_NAME
 from torch import Tensor
 
 import turnout
+from turnout.routers.attention import _among
 
 HOST = BY_NAME["bert"]
 
@@ -87,6 +88,15 @@ def model_flow(budget: float) -> Any:
 def test_without_combining_the_host_decides_how_much() -> None:
     _, _, weight = passed({"keep": "top-k", "combine": False}, 2 / 3)
     assert set(weight.unique().tolist()) == {0.0, 1.0}
+
+
+def test_weights_are_those_of_the_kept_units_however_far_behind_the_best() -> None:
+    logit = torch.tensor([[90.0, 1.0, 0.0], [3.0, 2.0, 1.0]])
+    keep = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    kept = _among(logit, keep)
+    share = kept[0] / kept[0].sum()
+    torch.testing.assert_close(share, torch.tensor([0.0, 0.7310586, 0.2689414]))
+    assert kept[1].sum() == 0 and torch.isfinite(kept).all()
 
 
 def test_training_draws_other_units_and_shares() -> None:

@@ -16,6 +16,7 @@ import turnout
 from turnout import UserError
 from turnout.files import read_json, write_json
 from turnout.objectives import ObjectivesConfig
+from turnout.routers.gate import GateConfig
 from turnout.train.config import TrainConfig
 from turnout.train.fit import freeze
 from turnout.train.trainer import RoutedTrainer
@@ -72,6 +73,15 @@ def test_a_router_over_checkpoints_is_saved_with_them(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "routed")
         again = turnout.load(tmp_path / "routed")
         assert torch.equal(again(**inputs)["logits"], before)
+
+
+def test_a_router_may_be_given_as_a_config(tmp_path: Path) -> None:
+    checkpoint("bert", tmp_path / "a", 1)
+    config = GateConfig(granularity="token")
+    model = turnout.install_lora(BY_NAME["bert"].build(), [tmp_path / "a"], config)
+    (router,) = model.turnout.all_routers()
+    assert (router.config.kind, router.config.granularity) == ("gate", "token")
+    assert router.config.site == "adapter"
 
 
 def test_a_host_of_another_name_is_warned_of(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from turnout.measure.results import Family
 from turnout.routers.base import Router, RouterConfig
 from turnout.routers.random_skip import RandomSkipConfig, RandomSkipRouter
 from turnout.routers.random_unit import RandomUnitConfig, RandomUnitRouter
+from turnout.units.copies import CopyBank
 
 SEED = 0
 # the fields that say where a router decides
@@ -188,10 +189,13 @@ def _by_chance(router: Router, budget: float) -> Router:
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Convert a host in place; its routers keep full precision."""
+    """Convert a host in place, copies of its networks too; its routers keep full precision."""
     for name, child in model.named_children():
         if name != "turnout":
             child.to(dtype)
+    for module in model.modules():
+        if isinstance(module, CopyBank):
+            module.to(dtype)
     return model
 
 

@@ -80,7 +80,7 @@ class AttentionRouter(Router):
         score_BU = (logit_BU - logit_BU.amax(-1, keepdim=True)).exp()
         weight_BU = keep_BU
         if self.config.combine:
-            kept_BU = score_BU * keep_BU
+            kept_BU = _among(logit_BU, keep_BU) * keep_BU
             count_B1 = keep_BU.sum(-1, keepdim=True)
             weight_BU = kept_BU * count_B1 / kept_BU.sum(-1, keepdim=True).clamp_min(1e-9)
         elif flow.training:
@@ -122,3 +122,10 @@ class AttentionRouter(Router):
         if config.granularity == "batch":
             skip_B, uniform_BU = skip_B[:1].expand(batch), uniform_BU[:1].expand(batch, units)
         return (1 - config.least) * skip_B[:, None], -config.noise * (-uniform_BU.log()).log()
+
+
+def _among(logit_BU: Tensor, keep_BU: Tensor) -> Tensor:
+    """exp(logits), relative to the best unit that is kept; 0 for the others, (B, U)."""
+    kept_BU = logit_BU.masked_fill(keep_BU == 0, -torch.inf)
+    best_B1 = kept_BU.detach().amax(-1, keepdim=True)
+    return (kept_BU - best_B1.masked_fill(best_B1.isinf(), 0.0)).exp()

@@ -136,11 +136,13 @@ class ClusterRouter(Router):
         return logit_BU.softmax(-1).float()
 
     def _distance_BU(self, pooled_BD: Tensor) -> Tensor:
-        """How far each row is from each cluster, bias included, in double precision."""
-        rows, centre, scale = pooled_BD.double(), self.centre.double(), self.precision.double()
+        """How far each row is from each cluster, bias included, in double precision where the
+        device has it."""
+        wide = torch.float32 if pooled_BD.device.type == "mps" else torch.float64
+        rows, centre, scale = (x.to(wide) for x in (pooled_BD, self.centre, self.precision))
         # sum_d p (x - c)^2, multiplied out: no (B, U, D) is ever held
         distance_BU = rows.square() @ scale.t() - 2 * rows @ (centre * scale).t()
-        return distance_BU + (centre.square() * scale).sum(-1) + self.bias.double()
+        return distance_BU + (centre.square() * scale).sum(-1) + self.bias.to(wide)
 
     def _balance(self, pooled_ND: np.ndarray) -> None:
         """Raise the bias of clusters that take too many of the rows, until they take alike."""
