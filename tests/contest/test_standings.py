@@ -70,7 +70,7 @@ def test_standings_are_taken_at_equal_time_over_seeds() -> None:
     assert dense == [
         "dense",
         "0.900 (0.900 to 0.900)",
-        "0.890 to 0.910",
+        "0.900 to 0.900",
         "1.00x",
         "1.000",
         "1",

@@ -42,10 +42,13 @@ def step(
 
 
 @pytest.mark.parametrize("granularity", ["sequence", "token"])
-@pytest.mark.parametrize("site", ["layer", "attention", "ffn", "head", "expert"])
+@pytest.mark.parametrize("site", ["layer", "attention", "ffn", "head", "expert", "adapter"])
 def test_same_routes_losses_and_gradients(host: Host, site: str, granularity: str) -> None:
     host.has(site)
     model = ready(host, dict(GATE, site=site, granularity=granularity))
+    with torch.no_grad():  # fresh adapters change nothing, and half of their gradients are 0
+        for parameter in model.turnout.units.parameters():  # type: ignore[union-attr]
+            parameter.copy_(0.1 * torch.randn(parameter.shape))
     routes, loss, grads = step(model, host.inputs())
     model.activation_checkpointing_enable()
     routes_2, loss_2, grads_2 = step(model, host.inputs())

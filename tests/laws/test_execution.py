@@ -189,7 +189,7 @@ def test_units_of_the_tokens_that_run(host: Host, other: str) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.15])
-@pytest.mark.parametrize("site", ["layer", "attention", "ffn", "head", "expert"])
+@pytest.mark.parametrize("site", ["layer", "attention", "ffn", "head", "expert", "adapter"])
 def test_few_or_no_rows(host: Host, site: str, keep: float) -> None:
     host.has(site)
     model = routed(host, dict(site=site, granularity="token", keep=keep))

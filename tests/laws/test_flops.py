@@ -61,6 +61,22 @@ def test_counted_savings_are_real(host: Host, site: str, granularity: str, cache
         assert real == pytest.approx(counted, rel=1e-6)
 
 
+@pytest.mark.parametrize("granularity", ["sequence", "token"])
+@pytest.mark.parametrize("form", ["lora", "bottleneck"])
+def test_adapters_cost_what_they_do(host: Host, form: str, granularity: str) -> None:
+    """They are beside the host, so they are compared with themselves: all, and half of them."""
+    inputs, found = host.inputs("none"), []
+    for keep in (1.0, 0.5):
+        router = FixedConfig(site="adapter", form=form, rank=2, granularity=granularity, keep=keep)
+        model = turnout.install(host.build("eager"), [router])
+        with turnout.trace() as trace:
+            real = flops_that_run(model, inputs)
+        found.append((float(trace_flops(trace)), real))
+    (counted, real), (counted_half, real_half) = found
+    assert counted_half < counted
+    assert real - real_half == pytest.approx(counted - counted_half, rel=1e-6)
+
+
 @pytest.mark.parametrize("site", ["layer", "attention"])
 @pytest.mark.parametrize(
     "host", [host for host in HOSTS if host.hideable], ids=lambda host: host.name

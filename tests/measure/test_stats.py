@@ -6,6 +6,7 @@ import pytest
 from turnout.measure.stats import (
     bootstrap_difference,
     bootstrap_interval,
+    mean_interval,
     median_interval,
     ratio_interval,
 )
@@ -93,3 +94,14 @@ def test_ratio_is_paired_per_round():
     assert ratio_interval((2 * spell).tolist(), spell.tolist()) == (2.0, 2.0, 2.0)
     with pytest.raises(ValueError, match="rounds differ"):
         ratio_interval([1.0], [1.0, 2.0])
+
+
+def test_interval_of_a_mean_over_seeds_is_students():
+    low, high = mean_interval([1.0, 2.0, 3.0])
+    assert (low + high) / 2 == pytest.approx(2.0)
+    assert (high - low) / 2 == pytest.approx(4.302653 / 3**0.5, rel=1e-5)
+    random = np.random.default_rng(0).normal(5.0, 1.0, (2000, 3))
+    inside = [low <= 5.0 <= high for low, high in map(mean_interval, random.tolist())]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.02)
+    with pytest.raises(ValueError, match="needs two"):
+        mean_interval([1.0])

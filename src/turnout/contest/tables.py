@@ -9,7 +9,8 @@ from statistics import fmean
 from rich.table import Table
 from rich.text import Text
 
-from turnout.contest.standings import SPEEDS, Comparison, Standing
+from turnout.contest.standings import SPEEDS, Comparison, Point, Standing
+from turnout.measure.stats import mean_interval
 
 NOT_AS_FAST = "not as fast"
 
@@ -65,7 +66,7 @@ def arms(comparison: Comparison) -> Grid:
             [
                 name,
                 _spread([p.quality for p in found]),
-                f"{fmean(p.low for p in found):.3f} to {fmean(p.high for p in found):.3f}",
+                "{:.3f} to {:.3f}".format(*_interval(found)),
                 f"{fmean(p.speedup for p in found):.2f}x",
                 f"{fmean(p.seconds for p in found):.3f}",
                 f"{fmean(p.flops_per_example for p in found) / 1e9:.3g}",
@@ -74,8 +75,8 @@ def arms(comparison: Comparison) -> Grid:
         )
     return Grid(
         f"Every arm; {comparison.metric}",
-        "The interval is that of the test examples. Seconds are those of a pass over the timed "
-        "examples; GFLOPs and layers (whole layers' worth of units) are those of an example."
+        f"The interval is that of {_source(comparison)}. Seconds are those of a pass over the "
+        "timed examples; GFLOPs and layers (whole layers' worth of units) are those of an example."
         + _seeds(comparison),
         ["arm", "quality", "95 % interval", "speed", "seconds", "GFLOPs", "layers"],
         rows,
@@ -90,6 +91,18 @@ def _cell(standing: Standing, speed: float) -> str:
         return _spread(quality)
     cut, chance = _points(standing.over_cut[speed]), _points(standing.over_random[speed])
     return f"{_spread(quality)}\n{cut} / {chance}"
+
+
+def _interval(found: Sequence[Point]) -> tuple[float, float]:
+    """Of a quality: over seeds, or where there is one, over the test examples."""
+    if len(found) == 1:
+        return found[0].low, found[0].high
+    return mean_interval([p.quality for p in found])
+
+
+def _source(comparison: Comparison) -> str:
+    several = "the mean over seeds (Student's t)"
+    return "the test examples" if len(comparison.seeds) == 1 else several
 
 
 def _seeds(comparison: Comparison) -> str:

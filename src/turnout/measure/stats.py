@@ -10,6 +10,7 @@ from math import comb
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import t as student
 
 Score = Callable[[np.ndarray], float]
 
@@ -54,6 +55,16 @@ def bootstrap_difference(
     draws = [score(sums[:k]) - score(sums[k:]) for sums in _resampled_sums(both, n, seed)]
     value = score(counts_NK.sum(axis=0)) - score(other_NK.sum(axis=0))
     return Interval(float(value), *_percentiles(draws, level))
+
+
+def mean_interval(values_R: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's interval of a mean, of seeds or other repeats. ValueError for fewer than two."""
+    if len(values_R) < 2:
+        raise ValueError("an interval over repeats needs two of them at least")
+    values = np.asarray(values_R, dtype=np.float64)
+    error = values.std(ddof=1) / len(values) ** 0.5
+    reach = error * float(student.ppf(0.5 + level / 2, len(values) - 1))
+    return float(values.mean() - reach), float(values.mean() + reach)
 
 
 def median_interval(values_R: Sequence[float], level: float = 0.95) -> Interval:
