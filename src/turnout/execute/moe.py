@@ -58,7 +58,7 @@ class OwnExperts(RoutedLeaf):
     def forward(self, x_ND: Tensor, chosen_NK: Tensor, weight_NK: Tensor) -> Tensor:
         plan = self._turnout_scope.experts
         if plan is None:
-            self._note(chosen_NK, None)
+            self._note(chosen_NK, torch.ones_like(weight_NK))
             return super().forward(x_ND, chosen_NK, weight_NK)
         route_NE = plan.weight_RE(None if is_reference() else self._turnout_scope.index_N)
         route_NK = kept_of(route_NE, chosen_NK, weight_NK)
@@ -70,7 +70,7 @@ class OwnExperts(RoutedLeaf):
         expert_P, weight_P = chosen_NK[row_P, place_P], weight_NK[row_P, place_P]
         return run_pairs(self, x_ND, row_P, expert_P, weight_P)
 
-    def _note(self, chosen_NK: Tensor, route_NK: Tensor | None) -> None:
+    def _note(self, chosen_NK: Tensor, route_NK: Tensor) -> None:
         """Put into the trace what really runs: what was kept of what the host chose."""
         handle, scope = self._turnout_handle, self._turnout_scope
         flow, site = handle.stream.flow, handle.sites["expert"]
@@ -79,8 +79,7 @@ class OwnExperts(RoutedLeaf):
         route = flow.trace[site.key]
         batch, length = flow.trace.shape_BT[site.stack]
         kept_NE = torch.zeros(len(chosen_NK), site.units, device=chosen_NK.device)
-        ran_NK = torch.ones_like(kept_NE[:, : chosen_NK.shape[1]]) if route_NK is None else route_NK
-        kept_NE = kept_NE.scatter(1, chosen_NK, ran_NK.to(kept_NE.dtype))
+        kept_NE = kept_NE.scatter(1, chosen_NK, route_NK.to(kept_NE.dtype))
         keep_B = handle.stream.keep_B
         rows = torch.arange(batch, device=chosen_NK.device) if keep_B is None else keep_B
         place_N = (rows[:, None] * length + torch.arange(length, device=rows.device)).flatten()

@@ -80,7 +80,7 @@ class AttentionRouter(Router):
         score_BU = (logit_BU - logit_BU.amax(-1, keepdim=True)).exp()
         weight_BU = keep_BU
         if self.config.combine:
-            kept_BU = _among(logit_BU, keep_BU) * keep_BU
+            kept_BU = _among(logit_BU, keep_BU)
             count_B1 = keep_BU.sum(-1, keepdim=True)
             weight_BU = kept_BU * count_B1 / kept_BU.sum(-1, keepdim=True).clamp_min(1e-9)
         elif flow.training:

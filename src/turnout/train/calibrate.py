@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,14 +66,7 @@ def calibrate(
 
     dials = [router.levels for router in scored]
     try:
-        found = {1.0: spend(1.0)}
-        for _ in range(passes - 1):
-            edges = [0.0, *sorted(found)]
-            shares = [1.0, *(found[quantile] for quantile in edges[1:])]
-            gaps = [high - low for high, low in itertools.pairwise(shares)]
-            widest = int(np.argmax(gaps))
-            middle = (edges[widest] + edges[widest + 1]) / 2
-            found[middle] = spend(middle)
+        found = _grid(spend, passes)
     except BaseException:  # stopped halfway: the dial is as it was
         for router, levels in zip(scored, dials, strict=True):
             router.levels = levels
@@ -87,6 +80,19 @@ def calibrate(
         )
     note_dial(model)
     return sorted(found.items())
+
+
+def _grid(spend: Callable[[float], float], passes: int) -> dict[float, float]:
+    """The share that is spent, by quantile: each pass halves the widest gap in share."""
+    found = {1.0: spend(1.0)}
+    for _ in range(passes - 1):
+        edges = [0.0, *sorted(found)]
+        shares = [1.0, *(found[quantile] for quantile in edges[1:])]
+        gaps = [high - low for high, low in itertools.pairwise(shares)]
+        widest = int(np.argmax(gaps))
+        middle = (edges[widest] + edges[widest + 1]) / 2
+        found[middle] = spend(middle)
+    return found
 
 
 @torch.inference_mode()
