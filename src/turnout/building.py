@@ -15,7 +15,7 @@ from turnout.hosts.view import BlockView
 from turnout.route import Site, UnitCost
 from turnout.routers import ROUTERS, HostShape, Router, RouterConfig
 from turnout.units.experts import check_own, check_split
-from turnout.wiring import new_bank
+from turnout.wiring import new_bank, output_bank
 
 
 def hidden_stacks(configs: Sequence[RouterConfig], views: list[BlockView]) -> frozenset[str]:
@@ -46,7 +46,10 @@ def build(
     built: dict[str, Router] = {}
     taken: dict[str, str] = {}
     for config in configs:
-        every = [_site(view, config, view.stack.name in hidden) for view in views]
+        if config.site == "output":
+            every = [output_site(config, host)]
+        else:
+            every = [_site(view, config, view.stack.name in hidden) for view in views]
         _check_layers(config, every)
         sites = tuple(site for site in every if config.covers(site))
         name = f"{len(built)}_{config.kind}".replace("-", "_")
@@ -84,6 +87,12 @@ def _site(view: BlockView, config: RouterConfig, hidden: bool) -> Site:
         cost = UnitCost(row=new_bank(view, config).flops())
         return site_of(view, "adapter", units=config.adapters, cost=cost)
     return site_of(view, config.site, hidden)
+
+
+def output_site(config: RouterConfig, host: HostShape) -> Site:
+    """The site of the routing layer."""
+    cost = UnitCost(row=output_bank(config, host.hidden).flops())
+    return Site("output", "output", "output", 0, 1, config.adapters, cost, config.adapters)
 
 
 def _check_experts(config: RouterConfig, sites: Sequence[Site], views: Sequence[BlockView]) -> None:
@@ -131,8 +140,8 @@ def watched_layers(routing: Routing) -> dict[tuple[str, int], str]:
     return found
 
 
-def host_shape(model: PreTrainedModel) -> HostShape:
-    """Width, number of labels and kind of head of a model."""
+def host_shape(model: PreTrainedModel, tasks: Sequence[str] = ()) -> HostShape:
+    """Width, number of labels and kind of head of a model, and names of its tasks."""
     name = type(model).__name__
     classifies = "Classification" in name
     return HostShape(
@@ -141,4 +150,5 @@ def host_shape(model: PreTrainedModel) -> HostShape:
         per_token="TokenClassification" in name,
         causal=any(not stack.hideable for stack in find_family(model).stacks),
         vocabulary=int(getattr(model.config.get_text_config(), "vocab_size", 0) or 0),
+        tasks=tuple(tasks),
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from turnout.route import Route, Site, Trace, UnitCost
+from turnout.route import ADDED, Route, Site, Trace, UnitCost
 
 
 def own_costs(sites: Iterable[Site]) -> dict[str, UnitCost]:
@@ -18,7 +18,7 @@ def own_costs(sites: Iterable[Site]) -> dict[str, UnitCost]:
     found = {site.key: site.cost for site in sites}
     for site in sites:
         above = _layer_of(site)
-        if site.kind not in ("layer", "adapter") and above in found:
+        if site.kind != "layer" and site.kind not in ADDED and above in found:
             found[above] = found[above] - site.whole
     return found
 
@@ -83,8 +83,8 @@ def trace_dense_flops(trace: Trace) -> Tensor:
 
 
 def added_flops(trace: Trace) -> float:
-    """What units that a host lacks (adapters) would cost if all of them ran, in FLOPs."""
-    sites = [route.site for route in trace.values() if route.site.kind == "adapter"]
+    """What units that a host lacks would cost if all of them ran, in FLOPs."""
+    sites = [route.site for route in trace.values() if route.site.kind in ADDED]
     return sum(float(dense_flops_B(s, trace.valid_BT(s.stack)).sum()) for s in sites)
 
 
@@ -120,8 +120,8 @@ def _column(entered: bool | Tensor) -> bool | Tensor:
 
 
 def _layer_of(site: Site) -> str:
-    """The key of the layer that a site stands in."""
-    return f"{site.place}.layer"
+    """The key of the layer that a site stands in; the routing layer stands after the last one."""
+    return "" if site.kind == "output" else f"{site.place}.layer"
 
 
 def _ran(weight_BTU: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from turnout.errors import UserError
 from turnout.route import Site, Trace
 
 IGNORED = -100  # the label of a token that has none: losses and metrics pass over it
@@ -69,7 +70,8 @@ class Flow:
     memory: what routers remember within the pass, keyed by (site key, name): written once per
     site, so a repeated run writes equal values.
     mask_of: how a stack's (B, T) mask is read off the inputs. known_keys_B: keys of the sequences,
-    before the seed is added, when they are known already.
+    before the seed is added, when they are known already. task_B: which task each sequence asks
+    for, as a place in the model's tasks; None = the pass does not say.
     """
 
     inputs: dict[str, Any]
@@ -80,6 +82,7 @@ class Flow:
     trace: Trace = field(default_factory=Trace)
     memory: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     known_keys_B: Tensor | None = None
+    task_B: Tensor | None = None
 
     def enter(self, stack: str, hidden_BTD: Tensor) -> None:
         """Note the shape and mask of a stack when its first routed or watched block runs."""
@@ -87,6 +90,15 @@ class Flow:
             batch, length = hidden_BTD.shape[:2]
             self.trace.shape_BT[stack] = (batch, length)
             self.trace.mask_BT[stack] = self.mask_of(stack, batch, length)
+
+    def asked_B(self) -> Tensor:
+        """The task of each sequence. Raises UserError where the pass does not say."""
+        if self.task_B is None:
+            raise UserError(
+                "a router asks which task is wanted: give the model task_ids, one a sequence, or "
+                "set model.turnout.task"
+            )
+        return self.task_B
 
     def mask_BT(self, site: Site) -> Tensor | None:
         """Bool mask of real tokens at a site; None when every token is real."""

@@ -17,13 +17,14 @@ from turnout.execute.routing import Routing
 from turnout.hosts.attach import blocks_of, find_family
 from turnout.hosts.price import price
 from turnout.hosts.swap import restore
+from turnout.hosts.tasks_model import TasksModel
 from turnout.routers import ROUTERS, RouterConfig
 from turnout.units.experts import reorder
 from turnout.units.peft import fill, lora_fields, read_lora
-from turnout.wiring import attach, split
+from turnout.wiring import attach, attach_output, split
 
 RouterSpec = RouterConfig | dict[str, Any] | str
-_OWN = "scope last attends halves copies adapters handle".split()
+_OWN = "scope last attends halves copies adapters handle output".split()
 _MARKS = ("_turnout", *(f"_turnout_{name}" for name in _OWN))
 
 
@@ -51,12 +52,17 @@ def parse_router(spec: RouterSpec) -> RouterConfig:
 
 
 def install(
-    model: PreTrainedModel, routers: Sequence[RouterSpec] | RouterSpec, *, ordered: bool = False
+    model: PreTrainedModel,
+    routers: Sequence[RouterSpec] | RouterSpec,
+    *,
+    tasks: Sequence[str] = (),
+    ordered: bool = False,
 ) -> PreTrainedModel:
     """Add routers, or one, to a model, in place, and return it.
 
     The model keeps its class, its state-dict keys and its forward; its blocks get routed classes
-    and it gets one new child, ``model.turnout``. ordered: neurons stand in the order of the experts
+    and it gets one new child, ``model.turnout``. tasks: names of those that a pass may ask for, by
+    ``task_ids`` (places in this list, one a sequence) or ``model.turnout.task``. ordered: neurons stand in the order of the experts
     already, as in a saved model. Raises UserError for an unknown family, a router
     that finds no site, or two routers at one site. Nothing is changed when it raises.
     """
@@ -68,10 +74,21 @@ def install(
         raise UserError("install needs at least one router, for example {'kind': 'exit'}")
     family = find_family(model)
     views = blocks_of(model, family)
+    if any(config.site == "output" for config in configs) and not isinstance(model, TasksModel):
+        raise UserError(
+            "site output is between a backbone and the heads of its tasks: "
+            f"{type(model).__name__} is no turnout.TasksModel"
+        )
     hidden = hidden_stacks(configs, views)
     if hidden:
         check_hides(model)
-    shape = host_shape(model)
+    if isinstance(model, TasksModel):
+        if tasks and list(tasks) != model.tasks:
+            raise UserError(f"tasks {list(tasks)} are not those of the model: {model.tasks}")
+        tasks = model.tasks
+    if len(set(tasks)) < len(tasks):
+        raise UserError(f"two tasks have one name: {', '.join(tasks)}")
+    shape = host_shape(model, tasks)
     built = build(configs, views, shape, hidden)
     for view in views:
         check_block(model, view)
@@ -80,6 +97,8 @@ def install(
     stacks = {view.stack.name: view.stack for view in views}
     costs = {(view.stack.name, view.layer): price(view, "layer") for view in views}
     spec = {"version": 1, "routers": [c.model_dump(mode="json") for c in configs], "budget": 1.0}
+    if tasks:
+        spec["tasks"] = list(tasks)
     routing = Routing(built, stacks, costs, spec).to(device)
     by_key = {site.key: site for site in routing.sites}
     watched = watched_layers(routing)
@@ -90,6 +109,7 @@ def install(
         attach(model, view, routing, by_key, view.stack.name in hidden, watched)
         if not ordered:
             split(view, routing, by_key)
+    attach_output(model, routing, shape.hidden)
     model.add_module("turnout", routing)
     routing.train(model.training)
     handles = (

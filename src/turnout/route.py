@@ -12,8 +12,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-SiteKind = Literal["layer", "attention", "ffn", "head", "expert", "adapter"]
+SiteKind = Literal["layer", "attention", "ffn", "head", "expert", "adapter", "output"]
 KINDS: tuple[SiteKind, ...] = get_args(SiteKind)
+# whose units the host lacks: they add to what it does
+ADDED: frozenset[SiteKind] = frozenset({"adapter", "output"})
 Granularity = Literal["batch", "sequence", "token"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -14,6 +14,7 @@ from turnout.execute.handle import BlockHandle
 from turnout.execute.head_leaves import HEAD_ROLES
 from turnout.execute.leaves import ROLES
 from turnout.execute.moe import OwnExperts
+from turnout.execute.output import OutputHandle, RoutedReader
 from turnout.execute.routing import Routing
 from turnout.execute.scope import Scope, Stream
 from turnout.hosts.linear import matrix_of
@@ -24,6 +25,7 @@ from turnout.routers.base import RouterConfig
 from turnout.units.adapters import BottleneckBank, LoraBank
 from turnout.units.copies import CopyBank
 from turnout.units.experts import first_order, reorder
+from turnout.units.output import OutputBank
 
 _PARTS = ("attention", "cross", "ffn")
 
@@ -134,14 +136,21 @@ BESIDE = "adapters stand beside"
 def new_bank(view: BlockView, config: RouterConfig) -> LoraBank | BottleneckBank:
     """Fresh adapters of a block, as a router's config wants them."""
     if config.form == "bottleneck":
-        (query, *_) = view.target("query")
-        weight, _ = matrix_of(view.module.get_submodule(query), BESIDE)
-        return BottleneckBank(config.adapters, config.rank, weight.shape[1])
+        return BottleneckBank(config.adapters, config.rank, _width(view))
     shapes = {}
     for path in _targets(view, config):
         weight, _ = matrix_of(view.module.get_submodule(path), BESIDE)
         shapes[unit_name(path)] = (weight.shape[1], weight.shape[0])
     return LoraBank(config.adapters, config.rank, config.scale, shapes)
+
+
+def _width(view: BlockView) -> int:
+    """Of the states of a block. Quantised layers, and PEFT's, say it though they show no matrix."""
+    module: Any = view.module.get_submodule(view.target("query")[0])
+    if hasattr(module, "in_features"):
+        return int(module.in_features)
+    weight, _ = matrix_of(module, BESIDE)
+    return int(weight.shape[1])
 
 
 def _targets(view: BlockView, config: RouterConfig) -> list[str]:
@@ -167,6 +176,22 @@ def _attach_adapters(view: BlockView, routing: Routing, site: Site, handle: Bloc
         module.__dict__["_turnout_adapters"] = (scope, bank, name)
         above, _, last = path.rpartition(".")
         scope.leaves.append((view.module.get_submodule(above), last, module))
+
+
+def output_bank(config: RouterConfig, width: int) -> OutputBank:
+    """Fresh routing layers."""
+    return OutputBank(config.adapters, config.inner or width, width)
+
+
+def attach_output(model: PreTrainedModel, routing: Routing, width: int) -> None:
+    """The routing layer between the backbone and the heads of a model of tasks."""
+    site = next((site for site in routing.sites if site.kind == "output"), None)
+    if site is None:
+        return
+    bank = output_bank(routing.config_of(site), width)
+    routing.units["output"] = bank.to(next(model.parameters()).device)
+    swap(model.reader, RoutedReader)
+    model.reader.__dict__["_turnout_output"] = OutputHandle(routing, site, bank)
 
 
 def _attach_own_experts(view: BlockView, handle: BlockHandle) -> None:

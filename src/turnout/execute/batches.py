@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from turnout.cost import added_flops, nested, trace_dense_flops, trace_flops
 from turnout.execute.routing import forward_names
 from turnout.flow import Flow
-from turnout.route import UnitCost
+from turnout.route import ADDED, UnitCost
 
 Row = Mapping[str, Any]
 Collate = Callable[[list[dict[str, Any]]], dict[str, Tensor]]
@@ -147,7 +147,7 @@ class Batches:
                 active = (active * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True)
             share = active[:, 0].double().cpu().numpy()
             self.meter.ran(route.site.key, float(share.sum()))
-            if route.site.kind != "adapter":  # no part of the host's blocks
+            if route.site.kind not in ADDED:  # no part of the host's blocks
                 units -= (1 - share) * self.routing.part_of_block(route.site)
         self.meter.units[self.places[group]] = units
         self.meter.spent += float(trace_flops(flow.trace))

@@ -47,6 +47,7 @@ class Routing(nn.Module):
     units: what the host lacks and routers choose from (adapters), by stack and layer.
     spec: what the model's config says of its routers; the budget is kept there for saving.
     seed: repeats the paths of random routers in inference; None draws a new one each pass.
+    task: what passes without ``task_ids`` ask for; None = they do not say.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Routing(nn.Module):
         self.units = nn.ModuleDict()
         self.stacks = stacks
         self.seed: int | None = None
+        self.task: str | None = None
         self.span: Span | None = None
         self._flow: Flow | None = None
         self._under_way = False
@@ -78,6 +80,11 @@ class Routing(nn.Module):
         if not (isinstance(value, Real) and 0.0 <= float(value) <= 1.0):
             raise UserError(f"budget must be a number from 0 to 1, got {value!r}")
         self.spec["budget"] = float(value)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks that a pass may ask for."""
+        return self.spec.get("tasks", [])
 
     @contextmanager
     def at(self, budget: float) -> Iterator[None]:
@@ -156,7 +163,30 @@ class Routing(nn.Module):
         else:
             seed = self.seed
         mask_of = partial(self.token_mask, model, inputs)
-        return Flow(inputs, seed, self.budget, training, mask_of)
+        task_B = self._asked(model, inputs)
+        return Flow(inputs, seed, self.budget, training, mask_of, task_B=task_B)
+
+    def _asked(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
+        """The task of each sequence, from ``task_ids`` or ``task``; None = nobody says."""
+        first = next((v for v in inputs.values() if isinstance(v, Tensor) and v.ndim), None)
+        ids = inputs.get("task_ids")
+        task = self.task or getattr(model, "task", None)
+        if ids is None and task is not None and first is not None:
+            if task not in self.tasks:
+                raise UserError(
+                    f"task {task!r} is none of this model's: {', '.join(self.tasks) or '-'}"
+                )
+            return torch.full((len(first),), self.tasks.index(task), device=first.device)
+        if ids is None:
+            return None
+        if first is None or ids.shape != (len(first),):
+            raise UserError(f"task_ids must be one a sequence, got {tuple(ids.shape)}")
+        if bool((ids < 0).any()) or bool((ids >= len(self.tasks)).any()):
+            raise UserError(
+                f"task_ids must be places in the tasks of this model, 0 to {len(self.tasks) - 1}: "
+                f"{', '.join(self.tasks) or '(it has none)'}"
+            )
+        return ids
 
     def token_mask(
         self, model: nn.Module, inputs: Mapping[str, Any], stack: str, batch: int, length: int
@@ -175,8 +205,11 @@ class Routing(nn.Module):
         mask = mask[:, mask.shape[1] - length :].bool()
         return None if bool(mask.all()) else mask
 
-    def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook of the model: start a pass."""
+    def begin(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Forward pre-hook of the model: start a pass. Takes ``task_ids`` out where the model's own
+        forward knows nothing of them."""
         if model.training:
             _check_layerdrop(model)
         inputs = {**dict(zip(forward_names(type(model)), args, strict=False)), **kwargs}
@@ -190,6 +223,9 @@ class Routing(nn.Module):
             )
         self._flow = self.new_flow(model, inputs)
         self._under_way = True
+        if "task_ids" in kwargs and "task_ids" not in forward_names(type(model)):
+            kwargs = {name: value for name, value in kwargs.items() if name != "task_ids"}
+        return args, kwargs
 
     def end(self, model: nn.Module, args: Any, kwargs: Any, outputs: Any) -> Any:
         """Forward hook of the model: let routers finish, hand the trace to open scopes."""

@@ -100,15 +100,10 @@ def configs_of(model: PreTrainedModel) -> list[RouterConfig]:
     return [router.config for router in routing.all_routers()]
 
 
-def has_own_units(config: RouterConfig) -> bool:
-    """Does a router choose among units that a plain host lacks: adapters, copied experts."""
-    return config.site == "adapter" or (config.site == "expert" and config.split == "copied")
-
-
 def place_of(model: PreTrainedModel, name: str | None = None) -> str:
     """Where chance stands in for a routed model: ``layer-sequence``, ``ffn-token hold_first=1``;
     units of its own are the place of this model alone, ``adapter-sequence of NAME``."""
-    own = [config for config in configs_of(model) if has_own_units(config)]
+    own = [config for config in configs_of(model) if config.owns_units]
     if own:
         return f"{own[0].site}-{own[0].granularity} of {name or 'routed'}"
     return "+".join(map(_placed, _widest(configs_of(model))))
@@ -180,7 +175,7 @@ def random_unit_entries(
 def _by_chance(router: Router, budget: float) -> Router:
     """What decides at random where a router decides."""
     config = router.config
-    if not has_own_units(config):
+    if not config.owns_units:
         return RandomSkipRouter(_skip_in_place_of(config), router.sites, router.host)
     units = min(site.units for site in router.sites)
     top = getattr(config, "top", None) or max(1, round(budget * units))

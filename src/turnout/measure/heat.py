@@ -11,6 +11,7 @@ from turnout.cost import nested
 from turnout.execute.batches import Collate, Row, inputs_of
 from turnout.measure.arms import Entry
 from turnout.measure.results import Heatmap
+from turnout.route import ADDED
 
 FITS = (8, 32)  # tokens that can be read on one page
 
@@ -37,7 +38,7 @@ def heatmap(entry: Entry, row: Row, collate: Collate, tokenizer: Any) -> Heatmap
     depth = routing.sites[0].depth
     ran = np.ones((depth, len(ids)))
     for route in nested(trace):
-        if route.site.stack == stack and route.site.kind != "adapter":
+        if route.site.stack == stack and route.site.kind not in ADDED:
             share_BT = route.share_BT.expand(1, len(ids))
             skipped_T = 1 - share_BT[0].double().cpu().numpy()
             ran[route.site.layer] -= skipped_T * routing.part_of_block(route.site)

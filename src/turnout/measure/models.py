@@ -21,7 +21,6 @@ from turnout.measure.arms import (
     Entry,
     cast,
     configs_of,
-    has_own_units,
     plain_entries,
     random_entries,
     random_unit_entries,
@@ -142,7 +141,7 @@ def _measure(
         chance: list[Entry] = []
         for place, model in places.items():
             named, configs = place if several else None, configs_of(model)
-            if any(map(has_own_units, configs)):
+            if any(config.owns_units for config in configs):
                 asked = [e.budget for e in routed if e.place == place and e.budget is not None]
                 chance += random_unit_entries(model, list(dict.fromkeys(asked)), named)
                 continue
@@ -200,7 +199,7 @@ def _notes(
         "Random arms skip what the routers decide about (layers, heads, experts, ...) in the dense "
         f"host, drawn with a fixed seed, and {share}"
     ]
-    if any(has_own_units(config) for model in routed for config in configs_of(model)):
+    if any(config.owns_units for model in routed for config in configs_of(model)):
         notes.append(
             "For units that the dense host lacks (adapters, copied experts) the random arm is the "
             "routed model with units drawn at random for each input, as many as its router takes."

@@ -14,6 +14,7 @@ from turnout.routers.base import RouterConfig as RouterConfig
 from turnout.routers.cluster import ClusterConfig, ClusterRouter
 from turnout.routers.exit import ExitConfig, ExitRouter
 from turnout.routers.gate import GateConfig, GateRouter
+from turnout.routers.mixture import MixtureConfig, MixtureRouter
 from turnout.routers.policy import PolicyConfig, PolicyRouter
 from turnout.routers.q_learning import QLearningConfig, QLearningRouter
 from turnout.routers.random_jump import RandomJumpConfig, RandomJumpRouter
@@ -27,6 +28,7 @@ for _router in (
     ClusterRouter,
     ExitRouter,
     GateRouter,
+    MixtureRouter,
     PolicyRouter,
     QLearningRouter,
     RandomJumpRouter,
@@ -41,6 +43,7 @@ AnyRouterConfig = Annotated[
     | ClusterConfig
     | ExitConfig
     | GateConfig
+    | MixtureConfig
     | PolicyConfig
     | QLearningConfig
     | RandomJumpConfig

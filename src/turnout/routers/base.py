@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from turnout.flow import Flow
-from turnout.route import Granularity, Route, Site, SiteKind
+from turnout.route import ADDED, Granularity, Route, Site, SiteKind
 
 Target = Literal["query", "key", "value", "output", "in", "out"]
 Budget = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -36,7 +36,9 @@ class RouterConfig(BaseModel):
     all of them (see units/copies.py).
     adapters, form, rank, scale, targets: at site ``adapter``, how many stand in each block, of
     which form and width (see units/adapters.py); targets of LoRA among query, key, value, output
-    (of attention), in, out (of the feed-forward network).
+    (of attention), in, out (of the feed-forward network). At site ``output``, after the last block,
+    ``adapters`` is the number of routing layers; inner: the width between their two matrices, None
+    = the host's (see units/output.py).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -56,6 +58,7 @@ class RouterConfig(BaseModel):
     rank: Annotated[int, Field(gt=0)] = 8
     scale: Annotated[float, Field(gt=0.0)] = 2.0
     targets: tuple[Target, ...] = ("query", "value")
+    inner: Annotated[int, Field(gt=0)] | None = None
     split: Literal["parameters", "coactivation", "importance", "random", "copied"] = "parameters"
 
     @model_validator(mode="after")
@@ -67,10 +70,17 @@ class RouterConfig(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        held = self.layers is not None or self.hold_first or self.hold_last
+        if self.site == "output" and held:
+            raise ValueError("site output is after the last block: leave out layers and hold_*")
+        return self
+
     @property
     def owns_units(self) -> bool:
         """Do its units have weights that the host lacks: adapters, copies of a network."""
-        return self.site == "adapter" or (self.site == "expert" and self.split == "copied")
+        return self.site in ADDED or (self.site == "expert" and self.split == "copied")
 
     def covers(self, site: Site) -> bool:
         """Does this router serve a site of the host."""
@@ -85,7 +95,8 @@ class RouterConfig(BaseModel):
 
 class HostShape(BaseModel):
     """What a router may need to know of its host. labels: width of the head's logits, 0 if none.
-    vocabulary: number of token ids, 0 if the host reads something else."""
+    vocabulary: number of token ids, 0 if the host reads something else. tasks: names of those that
+    a pass may ask for."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -94,6 +105,7 @@ class HostShape(BaseModel):
     per_token: bool
     causal: bool
     vocabulary: int = 0
+    tasks: tuple[str, ...] = ()
 
 
 class Router(nn.Module, ABC):

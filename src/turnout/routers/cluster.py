@@ -44,7 +44,7 @@ class ClusterConfig(RouterConfig):
     squared distance of an input to its centre. seed: of the fit."""
 
     kind: Literal["cluster"] = "cluster"
-    site: Literal["adapter", "expert", "head"] = "adapter"
+    site: Literal["adapter", "expert", "head", "output"] = "adapter"
     granularity: Literal["sequence"] = "sequence"
     method: Literal["k-means", "balanced", "mixture"] = "k-means"
     most: Annotated[int, Field(ge=2)] | None = None
@@ -64,7 +64,7 @@ class ClusterConfig(RouterConfig):
 
     def with_units(self, count: int) -> ClusterConfig:
         """The same with so many units, for good."""
-        name = "adapters" if self.site == "adapter" else "experts"
+        name = "experts" if self.site == "expert" else "adapters"
         return self.model_copy(update={name: count, "most": None})
 
 

@@ -26,7 +26,7 @@ class RandomUnitConfig(RouterConfig):
     function of the text; False draws it anew each pass. seed: of the choice."""
 
     kind: Literal["random-unit"] = "random-unit"
-    site: Literal["adapter", "expert", "head"] = "adapter"
+    site: Literal["adapter", "expert", "head", "output"] = "adapter"
     granularity: Literal["sequence"] = "sequence"
     top: Annotated[int, Field(gt=0)] = 1
     fixed: bool = True

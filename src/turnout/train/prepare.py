@@ -92,7 +92,11 @@ def check_data(routers: Sequence[RouterConfig], rows: int) -> None:
     """Raise UserError for clusters that so few training rows cannot be fitted to."""
     for config in routers:
         if isinstance(config, ClusterConfig):
-            units = {"adapter": config.adapters, "expert": config.experts}
+            units = {
+                "adapter": config.adapters,
+                "output": config.adapters,
+                "expert": config.experts,
+            }
             check_enough(config.most or units.get(config.site, 1), rows, "training rows")
 
 
@@ -212,15 +216,16 @@ def batches(rows: datasets.Dataset, collate: Collate) -> Iterator[dict[str, Tens
 def pooled_states(
     model: PreTrainedModel, router: Router, rows: datasets.Dataset, collate: Collate
 ) -> np.ndarray:
-    """The mean of the real tokens that enter the first site, normalised, of every row, (N, D)."""
+    """The mean of the real tokens that the first site looks at, normalised, of every row, (N, D)."""
     site, each = router.sites[0], listed(rows)
+    stop = site.depth if site.kind == "output" else site.layer
     routing: Any = model.turnout
     _check_first(routing, router)
     found = np.empty((len(rows), router.host.hidden), dtype=np.float32)
     with evaluating(model):
         for group in groups_by_length(lengths_of(each), BATCH * 128):
             inputs = inputs_of(model, [each[i] for i in group], collate)
-            hidden_BTD = run_span(model, inputs, 0, site.layer)
+            hidden_BTD = run_span(model, inputs, 0, stop)
             flow = routing.new_flow(model, inputs)
             flow.enter(site.stack, hidden_BTD)
             found[group] = ClusterRouter.embed(hidden_BTD, flow.mask_BT(site)).cpu().numpy()

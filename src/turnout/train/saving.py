@@ -16,6 +16,7 @@ from transformers.utils import logging as hf_logging
 
 from turnout.errors import UserError, first_line
 from turnout.files import atomic_dir, make_folder, read_json
+from turnout.hosts.tasks_model import TasksModel
 from turnout.install import install
 
 SPEC_VERSION = 1
@@ -48,7 +49,8 @@ def load_host(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
         raise UserError(f"{folder}: no config.json here, so this is not a saved model")
     found = read_json(config_file)
     names = (found.get("architectures") if isinstance(found, dict) else None) or [None]
-    cls = getattr(transformers, str(names[0]), None)
+    own = TasksModel if names[0] == TasksModel.__name__ else None
+    cls = own or getattr(transformers, str(names[0]), None)
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
         raise UserError(f"{config_file}: architectures names no Transformers model: {names[0]!r}")
     check_weights(folder)
@@ -94,7 +96,7 @@ def load(run: str | Path, **kwargs: Any) -> PreTrainedModel:
         )
     spec = _spec(folder)
     model = load_host(folder, **kwargs)
-    install(model, spec["routers"], ordered=True)
+    install(model, spec["routers"], tasks=spec.get("tasks", ()), ordered=True)
     _load_routers(model, folder)
     routing: Any = model.turnout
     for name, router in routing.routers.items():

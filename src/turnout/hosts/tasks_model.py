@@ -1,0 +1,256 @@
+"""One backbone, a head a task: y_t = head_t(router(backbone(x))).
+
+A PreTrainedModel like any other: it is installed on, trained, saved and loaded as one. Its config
+is that of the backbone with the heads beside it (``turnout_heads``).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from turnout.errors import UserError
+from turnout.units.output import Reader
+
+HeadKind = Literal["class", "labels", "number", "tag", "span", "vector"]
+PER_TOKEN: frozenset[HeadKind] = frozenset({"tag", "span"})
+IGNORED = -100
+
+
+class HeadConfig(BaseModel):
+    """kind: ``class`` one label a text, ``labels`` any number of them, ``number`` regression,
+    ``tag`` a label a token, ``span`` where an answer begins and ends, ``vector`` an embedding of
+    length 1. width: classes, numbers, or the length of the vector; 2 for spans."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: HeadKind
+    width: int = Field(gt=0)
+
+    @property
+    def per_token(self) -> bool:
+        """Does it read every token, or the text as a whole."""
+        return self.kind in PER_TOKEN
+
+
+class Head(nn.Module):
+    """A linear layer that reads rows (B, T, D), T = 1 for a whole text."""
+
+    def __init__(self, config: HeadConfig, width: int, dropout: float) -> None:
+        super().__init__()
+        self.config = config
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width, config.width)
+
+    def forward(self, rows_BTD: Tensor) -> Tensor:
+        """Logits, (B, T, C) for tokens, (B, C) for texts."""
+        logits = self.linear(self.dropout(rows_BTD))
+        if self.config.per_token:
+            return logits
+        logits = logits[:, 0]
+        return F.normalize(logits, dim=-1) if self.config.kind == "vector" else logits
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of a batch. labels: (B,) classes; (B, C) of 0 and 1, or numbers; (B, T) tags;
+        (B, 2) first and last token of an answer; (B,) of vectors: those with one number belong
+        together, and all others of the batch are wrong (in-batch negatives)."""
+        logits, kind = logits.float(), self.config.kind
+        if kind == "class":
+            return F.cross_entropy(logits, labels, ignore_index=IGNORED)
+        if kind == "labels":
+            return F.binary_cross_entropy_with_logits(logits, labels.float())
+        if kind == "number":
+            return F.mse_loss(logits, labels.float().view_as(logits))
+        if kind == "tag":
+            return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        if kind == "span":
+            both = zip(logits.unbind(-1), labels.unbind(-1), strict=True)
+            ends = [F.cross_entropy(at, label, ignore_index=IGNORED) for at, label in both]
+            return torch.stack(ends).mean()
+        return in_batch(logits, labels)
+
+
+def in_batch(vector_BD: Tensor, group_B: Tensor, temperature: float = 0.05) -> Tensor:
+    """Contrastive loss of vectors of length 1: each should be nearer to those of its group than to
+    any other of the batch (multiple negatives, Henderson et al. 2017, arXiv 1705.00652, both ways;
+    the temperature is the inverse of their scale)."""
+    alone_BB = torch.eye(len(vector_BD), dtype=torch.bool, device=vector_BD.device)
+    close_BB = ((vector_BD @ vector_BD.t()) / temperature).masked_fill(alone_BB, -torch.inf)
+    same_BB = (group_B[:, None] == group_B) & ~alone_BB
+    some_B = same_BB.any(1)
+    log_BB = close_BB.log_softmax(-1).masked_fill(~same_BB, 0.0)
+    each_B = -log_BB.sum(1) / same_BB.sum(1).clamp_min(1)
+    return (each_B * some_B).sum() / some_B.sum().clamp_min(1)
+
+
+@dataclass
+class TasksOutput(ModelOutput):
+    """loss, where there are labels; logits: of one task, or by task where several are asked for,
+    each in the order of the texts that ask for it."""
+
+    loss: Tensor | None = None
+    logits: Any = None
+
+
+class TasksModel(PreTrainedModel):
+    """task: what passes ask for that do not say; None = the only one there is."""
+
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: Any, backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        self.backbone = _empty(config) if backbone is None else backbone
+        self.reader = Reader()
+        self.heads = nn.ModuleDict()
+        self.task: str | None = None
+        for fields in config.turnout_heads:  # a list: keys of a config are sorted when it is saved
+            self._add(fields["name"], HeadConfig(kind=fields["kind"], width=fields["width"]))
+        self.post_init()
+
+    def _add(self, name: str, config: HeadConfig) -> None:
+        width = self.config.get_text_config().hidden_size
+        dropout = float(getattr(self.config, "hidden_dropout_prob", 0.0) or 0.0)
+        self.heads[name] = Head(config, width, dropout)
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks; ``task_ids`` are places in this list."""
+        return list(self.heads)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        task_ids: Tensor | None = None,
+        tasks: Sequence[str] | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> TasksOutput:
+        """task_ids: the task of each text, (B,), as a place in ``tasks``. tasks: every text asks
+        for all of these. Neither = all ask for ``task``. labels: of one task. Raises UserError
+        where nothing is asked for, for an unknown task, and for labels of several."""
+        asked = self._asked(task_ids, tasks)
+        if labels is not None and len(asked) > 1:
+            raise UserError("labels of several tasks in one pass: a batch is of one task")
+        kwargs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+        state_BTD = self.backbone(**kwargs)[0]
+        answers = dict(self._answers(state_BTD, attention_mask, asked))
+        if len(asked) > 1 or tasks is not None:
+            return TasksOutput(logits=answers)
+        ((name, logits),) = answers.items()
+        head: Any = self.heads[name]
+        return TasksOutput(None if labels is None else head.loss(logits, labels), logits)
+
+    def _asked(
+        self, task_ids: Tensor | None, tasks: Sequence[str] | None
+    ) -> Mapping[str, Tensor | None]:
+        """The texts that ask for each task; None = all."""
+        if tasks is not None:
+            return {self._known(name): None for name in tasks}
+        if task_ids is not None:
+            places = [int(place) for place in task_ids.unique()]
+            if not places or places[0] < 0 or places[-1] >= len(self.heads):
+                raise UserError(f"task_ids {places} are not all places in {self.tasks}")
+            if len(places) == 1:
+                return {self.tasks[places[0]]: None}
+            return {self.tasks[n]: (task_ids == n).nonzero().squeeze(1) for n in places}
+        if self.task is not None:
+            return {self._known(self.task): None}
+        if len(self.heads) == 1:
+            return {self.tasks[0]: None}
+        raise UserError(
+            f"this model has the tasks {', '.join(self.tasks)}: say which is asked for by task_ids "
+            "(one a text), tasks=[...] (all of these), or model.task"
+        )
+
+    def _known(self, name: str) -> str:
+        if name not in self.heads:
+            raise UserError(f"task {name!r} is none of this model's: {', '.join(self.tasks)}")
+        return name
+
+    def _answers(
+        self, state_BTD: Tensor, mask_BT: Tensor | None, asked: Mapping[str, Tensor | None]
+    ) -> Iterator[tuple[str, Tensor]]:
+        pooled_B1D = None
+        for name, index_B in asked.items():
+            head: Any = self.heads[name]
+            rows, mask = state_BTD, mask_BT
+            if not head.config.per_token:
+                pooled_B1D = self.pooled(state_BTD, mask_BT) if pooled_B1D is None else pooled_B1D
+                rows, mask = pooled_B1D, None
+            if index_B is not None:
+                rows = rows.index_select(0, index_B)
+                mask = None if mask is None else mask.index_select(0, index_B)
+            yield name, head(self.reader(rows, mask, self.tasks.index(name), index_B))
+
+    def pooled(self, state_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """One state a text, (B, 1, D): the mean over its real tokens; in decoders the last one's,
+        which alone has seen all of the text."""
+        if mask_BT is None:
+            mask_BT = state_BTD.new_ones(state_BTD.shape[:2])
+        if self._looks_back():
+            places = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+            weight_BT = F.one_hot((mask_BT.bool() * places).argmax(1), mask_BT.shape[1])
+        else:
+            weight_BT = mask_BT
+        weight_BT1 = weight_BT[:, :, None].to(state_BTD.dtype)
+        return (state_BTD * weight_BT1).sum(1, keepdim=True) / weight_BT1.sum(1, keepdim=True)
+
+    def _looks_back(self) -> bool:
+        """Does a token see only those before it."""
+        modules = self.backbone.modules()
+        return any(bool(getattr(module, "is_causal", False)) for module in modules)
+
+
+def _empty(config: Any) -> PreTrainedModel:
+    """A backbone of a config with fresh weights, without a pooler: the heads read states."""
+    cls = MODEL_MAPPING[type(config)]
+    known = inspect.signature(cls.__init__).parameters
+    more = {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
+    return AutoModel.from_config(config, **more)
+
+
+def with_heads(
+    backbone: PreTrainedModel, heads: Mapping[str, HeadConfig], seed: int = 0
+) -> TasksModel:
+    """A backbone (as AutoModel gives it) with a fresh head a task, drawn by the seed. Raises
+    UserError without tasks, or for a name that no module can have."""
+    if not heads:
+        raise UserError("a model of tasks needs at least one")
+    for name in heads:
+        if not name.isidentifier():
+            raise UserError(f"task {name!r}: a name of letters, digits and _ is needed")
+    config = backbone.config
+    config.turnout_heads = [{"name": name, **head.model_dump()} for name, head in heads.items()]
+    config.architectures = ["TasksModel"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TasksModel(config, backbone)
+    return model.to(next(backbone.parameters()).device)
+
+
+def add_head(model: TasksModel, name: str, head: HeadConfig, seed: int = 0) -> None:
+    """One task more; the others answer as before, bit for bit, as long as only the new head (and
+    private units of it) is trained."""
+    if name in model.heads:
+        raise UserError(f"there is a task {name!r} already")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model._add(name, head)
+    model.config.turnout_heads = [
+        *model.config.turnout_heads,
+        {"name": name, **head.model_dump()},
+    ]
+    model.heads[name].to(next(model.backbone.parameters()).device)

@@ -1,0 +1,196 @@
+"""A model of several tasks: one pass, a head each, and the routing layer between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from hosts_table import COMMON, GROUPED, VOCAB
+from torch import Tensor
+
+import turnout
+from turnout import UserError
+from turnout.hosts.tasks_model import HeadConfig, TasksModel, add_head, with_heads
+
+HEADS = {
+    "topic": HeadConfig(kind="class", width=3),
+    "names": HeadConfig(kind="tag", width=5),
+    "mood": HeadConfig(kind="number", width=1),
+}
+BACKBONES: dict[str, Any] = {
+    "bert": lambda: hf.BertModel(hf.BertConfig(**COMMON), add_pooling_layer=False),
+    "llama": lambda: hf.LlamaModel(hf.LlamaConfig(**GROUPED)),
+    "modernbert": lambda: hf.ModernBertModel(
+        hf.ModernBertConfig(**COMMON, cls_token_id=1, sep_token_id=2, local_attention=4)
+    ),
+}
+ROUTERS: dict[str, dict[str, Any]] = {
+    "input": {"reads": "input"},
+    "task": {"reads": "task"},
+    "both": {"reads": "both", "top": 2},
+    "private": {"reads": "input", "adapters": 5, "shared": 1, "private": 1},
+    "token": {"reads": "both", "granularity": "token", "top": 1},
+}
+
+
+def model_of(name: str, heads: Any = HEADS) -> TasksModel:
+    torch.manual_seed(0)
+    return with_heads(BACKBONES[name](), heads).eval()
+
+
+def routed(name: str, spec: dict[str, Any]) -> TasksModel:
+    model = model_of(name)
+    turnout.install(model, [{"kind": "mixture", **spec}])
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.turnout.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def batch(seed: int = 0) -> dict[str, Tensor]:
+    """Six texts of three lengths, padded on the right."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, VOCAB, (6, 9), generator=generator)
+    lengths = torch.tensor([9, 4, 7, 9, 4, 2])
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_heads_read_the_backbone(name: str) -> None:
+    model, inputs = model_of(name), batch()
+    with torch.no_grad():
+        state = model.backbone(**inputs)[0]
+        found = model(**inputs, tasks=["topic", "names"]).logits
+    mask = inputs["attention_mask"].float()[:, :, None]
+    mean = (state * mask).sum(1) / mask.sum(1)
+    last = state[torch.arange(6), inputs["attention_mask"].sum(1) - 1]
+    linear: Any = model.heads["topic"].linear
+    torch.testing.assert_close(found["topic"], linear(last if name == "llama" else mean))
+    tags: Any = model.heads["names"].linear
+    torch.testing.assert_close(found["names"], tags(state))
+
+
+@pytest.mark.parametrize("spec", [None, *ROUTERS.values()], ids=["plain", *ROUTERS])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_a_mixed_batch_is_task_by_task(name: str, spec: dict[str, Any] | None) -> None:
+    model = model_of(name) if spec is None else routed(name, spec)
+    inputs, ids = batch(), torch.tensor([2, 0, 1, 0, 1, 0])
+    with torch.no_grad():
+        mixed = model(**inputs, task_ids=ids).logits
+        together = model(**inputs, tasks=model.tasks).logits
+        for place, task in enumerate(model.tasks):
+            model.task = task
+            alone = model(**inputs).logits
+            torch.testing.assert_close(together[task], alone, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(mixed[task], alone[ids == place], rtol=1e-5, atol=1e-6)
+    if spec is not None:
+        assert not torch.equal(model_of(name)(**inputs, tasks=["mood"]).logits["mood"], alone)
+
+
+def test_the_trace_holds_what_every_task_asked_for() -> None:
+    model = routed("bert", {"reads": "both", "granularity": "token", "top": 1})
+    inputs = batch()
+    with torch.no_grad(), turnout.trace() as trace:
+        model(**inputs, tasks=["topic", "names"])
+    route = trace["output"]
+    assert trace.shape_BT["output"] == (12, 9) and route.weight_BTU.shape == (12, 9, 4)
+    valid = trace.valid_BT("output")
+    assert valid[:6].sum() == 6 and valid[6:].sum() == inputs["attention_mask"].sum()
+    assert ((route.weight_BTU != 0).sum(-1)[valid] == 1).all()
+
+
+@pytest.mark.parametrize("spec", ROUTERS.values(), ids=ROUTERS)
+def test_it_is_saved_whole(spec: dict[str, Any], tmp_path: Path) -> None:
+    model, inputs = routed("bert", spec), batch()
+    model.save_pretrained(tmp_path)
+    again = turnout.load(tmp_path)
+    assert isinstance(again, TasksModel) and again.tasks == model.tasks
+    with torch.no_grad():
+        found = again(**inputs, tasks=model.tasks).logits
+        for task, logits in model(**inputs, tasks=model.tasks).logits.items():
+            assert torch.equal(found[task], logits)
+    turnout.uninstall(again)
+    with torch.no_grad():
+        plain = model_of("bert")(**inputs, tasks=["topic"]).logits["topic"]
+        assert torch.equal(again(**inputs, tasks=["topic"]).logits["topic"], plain)
+
+
+def test_private_units_serve_their_task_alone() -> None:
+    model, inputs = routed("bert", ROUTERS["private"]), batch()
+    with torch.no_grad(), turnout.trace() as trace:
+        model(**inputs, tasks=model.tasks)
+    used = (trace["output"].weight_BTU[:, 0] != 0).view(3, 6, 5).all(1)
+    expected = [[1, 1, 0, 0, 1], [1, 0, 1, 0, 1], [1, 0, 0, 1, 1]]
+    assert used.int().tolist() == expected
+    assert (trace["output"].weight_BTU[:, 0, 0] == 1).all()  # the shared one
+
+
+def test_a_new_task_leaves_the_others_as_they_are() -> None:
+    model, inputs = model_of("bert"), batch()
+    with torch.no_grad():
+        before = model(**inputs, tasks=["topic", "names"]).logits
+    add_head(model, "pairs", HeadConfig(kind="vector", width=8))
+    with torch.no_grad():
+        after = model(**inputs, tasks=["topic", "names", "pairs"]).logits
+    assert all(torch.equal(before[task], after[task]) for task in before)
+    torch.testing.assert_close(after["pairs"].norm(dim=-1), torch.ones(6))
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    model, inputs = model_of("bert"), batch()
+    with pytest.raises(UserError, match="say which is asked for"):
+        model(**inputs)
+    with pytest.raises(UserError, match="task 'sports' is none of this model's: topic, names"):
+        model(**inputs, tasks=["sports"])
+    with pytest.raises(UserError, match=r"task_ids \[3\] are not all places"):
+        model(**inputs, task_ids=torch.full((6,), 3))
+    with pytest.raises(UserError, match="a batch is of one task"):
+        model(**inputs, tasks=["topic", "names"], labels=torch.zeros(6).long())
+    with pytest.raises(UserError, match="there is a task 'topic' already"):
+        add_head(model, "topic", HEADS["topic"])
+    with pytest.raises(UserError, match="a name of letters"):
+        with_heads(BACKBONES["bert"](), {"a.b": HEADS["topic"]})
+    with pytest.raises(UserError, match=r"is no turnout\.TasksModel"):
+        turnout.install(hf.BertModel(hf.BertConfig(**COMMON)), [{"kind": "mixture"}])
+    with pytest.raises(UserError, match="units are too few"):
+        turnout.install(model, [{"kind": "mixture", "adapters": 2, "private": 1}])
+    with pytest.raises(UserError, match="top 5 is more than the 4 units"):
+        turnout.install(model, [{"kind": "mixture", "top": 5}])
+    assert not hasattr(model, "turnout")
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("class", torch.tensor([0, 1, 2, 0, 1, 2])),
+        ("labels", torch.eye(3).repeat(2, 1)),
+        ("number", torch.randn(6, 3)),
+        ("tag", torch.arange(54).view(6, 9) % 3),
+        ("vector", torch.tensor([0, 0, 1, 1, 2, 2])),
+    ],
+)
+def test_every_kind_of_head_learns(kind: Any, labels: Tensor) -> None:
+    model = model_of("bert", {"it": HeadConfig(kind=kind, width=3)}).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(40):
+        loss = model(**batch(), labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_spans_are_scored_by_both_ends() -> None:
+    head: Any = model_of("bert", {"it": HeadConfig(kind="span", width=2)}).heads["it"]
+    logits = torch.full((2, 4, 2), -20.0)
+    logits[0, 1, 0] = logits[0, 3, 1] = logits[1, 0, 0] = 20.0
+    labels = torch.tensor([[1, 3], [0, -100]])
+    assert float(head.loss(logits, labels)) < 1e-6
+    assert float(head.loss(logits, torch.tensor([[2, 3], [0, -100]]))) > 5
