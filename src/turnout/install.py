@@ -62,9 +62,10 @@ def install(
 
     The model keeps its class, its state-dict keys and its forward; its blocks get routed classes
     and it gets one new child, ``model.turnout``. tasks: names of those that a pass may ask for, by
-    ``task_ids`` (places in this list, one a sequence) or ``model.turnout.task``. ordered: neurons stand in the order of the experts
-    already, as in a saved model. Raises UserError for an unknown family, a router
-    that finds no site, or two routers at one site. Nothing is changed when it raises.
+    ``task_ids`` (places in this list, one a sequence) or ``model.turnout.task``. ordered: neurons
+    stand in the order of the experts already, as in a saved model. Raises UserError for an unknown
+    family, a router that finds no site, or two routers at one site. Nothing is changed when it
+    raises.
     """
     if hasattr(model, "turnout"):
         raise UserError("this model is routed already; call turnout.uninstall(model) first")

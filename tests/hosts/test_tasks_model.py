@@ -113,7 +113,8 @@ def test_it_is_saved_whole(spec: dict[str, Any], tmp_path: Path) -> None:
     with torch.no_grad():
         found = again(**inputs, tasks=model.tasks).logits
         for task, logits in model(**inputs, tasks=model.tasks).logits.items():
-            assert torch.equal(found[task], logits)
+            # files begin at other addresses: the last bit of a product may differ
+            torch.testing.assert_close(found[task], logits, rtol=1e-6, atol=1e-6)
     turnout.uninstall(again)
     with torch.no_grad():
         plain = model_of("bert")(**inputs, tasks=["topic"]).logits["topic"]

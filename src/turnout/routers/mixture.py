@@ -3,8 +3,8 @@
 The weight of a unit is its part of a softmax over logits: W n(h) of the normalised state h (a
 sparsely gated mixture, Shazeer et al. 2017, arXiv 1701.06538); z_t, learned for each task t (a
 routing function over skills, Ponti et al. 2022, arXiv 2202.13914: their task-skill matrix Z is our
-``task_logit``, with a softmax for their sigmoids); or W (n(h) * e_t) + z_t, with an embedding e_t of
-the task (as many gates over shared experts as tasks: Ma et al. 2018, doi 10.1145/3219819.3220007).
+``task_logit``, with a softmax for their sigmoids); or W (n(h) * e_t) + z_t, with an embedding e_t
+of the task (a gate a task over shared experts: Ma et al. 2018, doi 10.1145/3219819.3220007).
 ``top`` keeps the largest and lets them add up to 1. Some units can be set apart: ``shared`` ones
 always run, with weight 1, and ``private`` ones serve a single task (Tang et al. 2020, doi
 10.1145/3383313.3412236).

@@ -92,12 +92,8 @@ def check_data(routers: Sequence[RouterConfig], rows: int) -> None:
     """Raise UserError for clusters that so few training rows cannot be fitted to."""
     for config in routers:
         if isinstance(config, ClusterConfig):
-            units = {
-                "adapter": config.adapters,
-                "output": config.adapters,
-                "expert": config.experts,
-            }
-            check_enough(config.most or units.get(config.site, 1), rows, "training rows")
+            units = {"expert": config.experts, "head": 1}.get(config.site, config.adapters)
+            check_enough(config.most or units, rows, "training rows")
 
 
 def check_stacks(model: PreTrainedModel) -> None:
@@ -216,7 +212,7 @@ def batches(rows: datasets.Dataset, collate: Collate) -> Iterator[dict[str, Tens
 def pooled_states(
     model: PreTrainedModel, router: Router, rows: datasets.Dataset, collate: Collate
 ) -> np.ndarray:
-    """The mean of the real tokens that the first site looks at, normalised, of every row, (N, D)."""
+    """The mean of the tokens that the first site looks at, normalised, of every row, (N, D)."""
     site, each = router.sites[0], listed(rows)
     stop = site.depth if site.kind == "output" else site.layer
     routing: Any = model.turnout

@@ -1,9 +1,9 @@
 """The routing layer of double routing, y = head(router(backbone(x))): units before a task's head.
 
 Unit u adds s_u relu(W2_u relu(W1_u n(h) + b1_u) + b2_u) to what a head reads, h: linear, ReLU,
-linear, ReLU, residual; n normalises. The scale s_u is a number that starts at 0 (ReZero, Bachlechner
-et al. 2020, arXiv 2003.04887), so that a new unit changes nothing and yet has a gradient: matrices
-of zeros would leave both ReLUs without one.
+linear, ReLU, residual; n normalises. The scale s_u is a number that starts at 0 (ReZero,
+Bachlechner et al. 2020, arXiv 2003.04887), so that a new unit changes nothing and yet has a
+gradient: matrices of zeros would leave both ReLUs without one.
 """
 
 from __future__ import annotations
