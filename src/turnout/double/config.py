@@ -1,0 +1,80 @@
+"""What a recipe of several tasks says about training and measuring."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from turnout.double.mixing import Sampling
+from turnout.train.config import Count, Rate, Seed, Share, TrainConfig
+
+Backbone = Literal["trained", "embeddings", "frozen"]
+
+
+class TasksTrainConfig(BaseModel):
+    """Training of all tasks at once, a batch of one task after a batch of another.
+
+    backbone: ``trained`` whole, all but its ``embeddings``, or ``frozen``: then only routers, their
+    units and heads learn. blocks: so many blocks at the end of a frozen backbone learn all the
+    same. sampling: how often each task comes: ``proportional`` to its rows, to their power
+    1 / ``temperature``, or ``round-robin``. weighting: of the losses: ``fixed``, by ``weights``, or
+    learned from the tasks' ``uncertainty``. learning_rate: of the backbone; head_learning_rate: of
+    heads; router_learning_rate: of routers and their units. The other fields are those of a recipe
+    of one task.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    max_steps: Count | None = None
+    batch_size: Count = 32
+    accumulate: Count = 1
+    backbone: Backbone = "embeddings"
+    blocks: Annotated[int, Field(ge=0)] = 0
+    sampling: Sampling = "temperature"
+    temperature: Annotated[float, Field(ge=1.0)] = 2.0
+    weighting: Literal["fixed", "uncertainty"] = "fixed"
+    weights: dict[str, Rate] = {}
+    learning_rate: Rate = 3e-4
+    head_learning_rate: Rate = 1e-3
+    router_learning_rate: Rate = 1e-3
+    weight_decay: Rate = 0.01
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.06
+    clip: Rate = 1.0
+    dropout: Share | None = None
+    budget: Share = 1.0
+    anneal: Share = 0.5
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    evaluate_every: Count | None = None
+    patience: Count | None = None
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> TasksTrainConfig:
+        if self.blocks and self.backbone != "frozen":
+            raise ValueError("blocks: names those that learn in a frozen backbone")
+        if self.weights and self.weighting != "fixed":
+            raise ValueError("weights: are fixed; leave them out where weighting learns them")
+        return self
+
+    def plain(self) -> TrainConfig:
+        """The same for the trainer of one model."""
+        freeze = {"trained": "none", "embeddings": "embeddings", "frozen": "none"}[self.backbone]
+        shared = set(TrainConfig.model_fields) & set(type(self).model_fields)
+        fields = {name: getattr(self, name) for name in shared}
+        return TrainConfig.model_validate({**fields, "freeze": freeze})
+
+
+class TasksMeasureConfig(BaseModel):
+    """repeats: rounds of timing. time_examples: texts that are timed; max_examples: of each task's
+    test rows that are judged, None = all. transfer: trains each task alone too, and each pair, and
+    tells what tasks give each other."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    repeats: Annotated[int, Field(ge=2)] = 7
+    batch_tokens: Count = 4096
+    time_examples: Count = 256
+    max_examples: Count | None = None
+    transfer: bool = False

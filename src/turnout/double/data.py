@@ -1,0 +1,87 @@
+"""The rows of several tasks, as the trainer of one model takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from turnout.double.mixing import Batches, Sampling
+from turnout.hosts.tasks_model import TasksModel
+from turnout.train.data import Data, listed
+
+Item = tuple[int, list[dict[str, Any]]]
+
+
+@contextmanager
+def asking(model: TasksModel, task: str) -> Iterator[None]:
+    """Passes inside that do not say which task they want want this one."""
+    before, model.task = model.task, task
+    try:
+        yield
+    finally:
+        model.task = before
+
+
+@dataclass(frozen=True, eq=False)
+class TasksData:
+    """each: encoded rows by task. batch_size and the rest: see ``Batches``."""
+
+    each: Mapping[str, Data]
+    batch_size: int
+    sampling: Sampling = "proportional"
+    temperature: float = 2.0
+    seed: int = 0
+
+    references = True  # validated by the tasks' scores, not by the loss
+    teacher = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The one of all tasks."""
+        return next(iter(self.each.values())).tokenizer
+
+    def rows(self) -> Batches:
+        """Training batches."""
+        return Batches(
+            {name: listed(data.train) for name, data in self.each.items()},
+            self.batch_size,
+            sampling=self.sampling,
+            temperature=self.temperature,
+            seed=self.seed,
+        )
+
+    @property
+    def validation(self) -> Batches:
+        """Validation batches, every row once."""
+        rows = {name: listed(data.validation) for name, data in self.each.items()}
+        return Batches(rows, 2 * self.batch_size, shuffled=False)
+
+    def collate(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+        """One batch of one task as tensors, with ``task_ids``."""
+        ((task, rows),) = items
+        batch = list(self.each.values())[task].collate(rows)
+        return {**batch, "task_ids": torch.full((len(rows),), task)}
+
+    def usual_batch(self, size: int) -> dict[str, torch.Tensor]:
+        """A labelled batch of middling length, of the task with the most rows."""
+        names = list(self.each)
+        largest = max(names, key=lambda name: len(self.each[name].train))
+        batch = self.each[largest].usual_batch(size)
+        return {**batch, "task_ids": torch.full((size,), names.index(largest))}
+
+    def scores(self, model: TasksModel) -> dict[str, float]:
+        """Each task's headline on its validation rows."""
+        found = {}
+        for name, data in self.each.items():
+            with asking(model, name):
+                found[name] = data.score(model)
+        return found
+
+    def score(self, model: Any) -> float:
+        """The mean of the headlines."""
+        found = self.scores(model)
+        return sum(found.values()) / len(found)
