@@ -23,6 +23,7 @@ LAYERS = (
     ("recipe", "recipe_yaml"),
     ("run",),
     ("train.pipeline", "predict", "inspect", "catalogue"),
+    ("double",),
     ("workers",),
     ("contest",),
     ("cli", "demo.__main__", "__init__", "__main__"),

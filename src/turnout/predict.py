@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from turnout.errors import UserError
 from turnout.execute.paths import check_paths
 from turnout.execute.pool import BulkResult, predict_bulk
 from turnout.run import open_run
@@ -57,13 +58,16 @@ def predict(
         found, spread = predict_bulk(model, listed(rows), collate, batch_tokens), None
     else:
         check_paths(routing, paths)
-        found, spread = _averaged(model, listed(rows), collate, batch_tokens, paths, seed or 0)
+        found, spread = _averaged(
+            task, model, listed(rows), collate, batch_tokens, paths, seed or 0
+        )
     if say is not None:
         say(f"{len(rows):,} rows; share of the routed work that was spent: {found.share:.3f}")
     return _lines(task, raw, rows, found, spread, trace)
 
 
 def _averaged(
+    task: Task[Any],
     model: Any,
     rows: list[dict[str, Any]],
     collate: Any,
@@ -77,7 +81,12 @@ def _averaged(
     for seed in range(first, first + paths):
         model.turnout.seed = seed
         runs.append(predict_bulk(model, rows, collate, batch_tokens))
-    each = [np.stack([_softmax(run.logits[i]) for run in runs]) for i in range(len(rows))]
+    if task.probabilities(runs[0].logits[0]) is None:
+        raise UserError("paths are averaged by their probabilities, and this task has none")
+    each = [
+        np.stack([task.probabilities(run.logits[i]) for run in runs])  # type: ignore[misc]
+        for i in range(len(rows))
+    ]
     logits = [np.log(found.mean(0).clip(1e-12)) for found in each]
     units = np.mean([run.units for run in runs], axis=0)
     share, saved = (float(np.mean([getattr(run, n) for run in runs])) for n in ("share", "saved"))
@@ -101,7 +110,7 @@ def _lines(
     ):
         if logits.ndim == 2:  # of all sub-tokens; those of words count
             logits = logits[np.asarray(marks) != IGNORED]
-        out = task.describe(record, prediction, _softmax(logits))  # type: ignore[arg-type]
+        out = task.describe(record, prediction, task.probabilities(logits))  # type: ignore[arg-type]
         if trace:
             out["layers_run"] = round(float(units), 3)
         if apart is not None:
@@ -116,8 +125,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,13 +14,13 @@ from turnout.errors import UserError
 from turnout.files import nearest
 from turnout.measure.config import MeasureConfig
 from turnout.objectives import ObjectivesConfig
-from turnout.recipe_yaml import Page, explain, read_page
+from turnout.recipe_yaml import Loc, Page, explain, read_page
 from turnout.routers import AnyRouterConfig
 from turnout.tasks import TaskConfig
 from turnout.tasks.table import is_hub_name
 from turnout.train.config import TrainConfig
 
-FILES = (("task", "train"), ("task", "validation"), ("task", "test"))
+FILES = ("train", "validation", "test")
 
 
 class Recipe(BaseModel):
@@ -49,36 +49,52 @@ def load(path: str | Path, overrides: Sequence[str] = (), resolve: bool = True) 
     UserError (file, line, field, what was found, what is allowed) for bad YAML, an unknown field, a
     wrong value, or a file that isn't there.
     """
-    path = Path(path)
-    page = read_page(path, overrides)
+    page = read_page(Path(path), overrides)
+    if "tasks" in page.data:
+        raise UserError(
+            f"{page.place(('tasks',))}: tasks: this command takes a recipe of one task; "
+            "`turnout train` and `turnout measure` take those of several"
+        )
+    return checked(page, Recipe, [("task",)], resolve)
+
+
+P = TypeVar("P", bound=BaseModel)
+
+
+def checked(page: Page, kind: type[P], tasks: Sequence[Loc], resolve: bool = True) -> P:
+    """A page as a recipe of some kind. tasks: where those stand that name files. Raises UserError
+    as ``load``."""
     try:
         # through JSON: strict about types there, yet a list may fill a tuple
-        Recipe.model_validate_json(json.dumps(page.data, default=str), strict=True)
+        kind.model_validate_json(json.dumps(page.data, default=str), strict=True)
     except ValidationError as error:
-        raise UserError(explain(error, page, schema())) from None
+        raise UserError(explain(error, page, schema(kind))) from None
     if resolve:
-        _resolve(page, path.resolve().parent)
-    return Recipe.model_validate_json(json.dumps(page.data), strict=True)
+        _resolve(page, tasks, page.path.resolve().parent)
+    return kind.model_validate_json(json.dumps(page.data), strict=True)
 
 
-def schema() -> dict[str, Any]:
+def schema(kind: type[BaseModel] = Recipe) -> dict[str, Any]:
     """The JSON schema of a recipe, for editors."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Recipe.model_json_schema(),
+        **kind.model_json_schema(),
     }
 
 
-def _resolve(page: Page, folder: Path) -> None:
+def _resolve(page: Page, tasks: Sequence[Loc], folder: Path) -> None:
     """Make the paths of a page absolute; what can only be a name on the Hub stays a name."""
-    for parent, name in FILES:
-        section = page.data[parent]
-        if section.get(name) is not None:
-            section[name] = _resolved(page, (parent, name), section[name], folder)
+    for task in tasks:
+        section: Any = page.data
+        for part in task:
+            section = section[part]
+        for name in FILES:
+            if section.get(name) is not None:
+                section[name] = _resolved(page, (*task, name), section[name], folder)
     page.data["model"] = _resolved(page, ("model",), page.data["model"], folder)
 
 
-def _resolved(page: Page, field: tuple[str, ...], value: str, folder: Path) -> str:
+def _resolved(page: Page, field: Loc, value: str, folder: Path) -> str:
     base = Path.cwd() if field in page.overridden else folder
     wanted = base / Path(value).expanduser()
     if wanted.exists():
@@ -86,6 +102,6 @@ def _resolved(page: Page, field: tuple[str, ...], value: str, folder: Path) -> s
     if is_hub_name(value) and not ("/" in value and wanted.parent.is_dir()):
         return value
     raise UserError(
-        f"{page.place(field)}: {'.'.join(field)}: {value!r}: no such file or folder "
+        f"{page.place(field)}: {'.'.join(map(str, field))}: {value!r}: no such file or folder "
         f"({wanted}){nearest(wanted)}"
     )

@@ -127,6 +127,9 @@ def _walk(loc: Loc, schema: dict[str, Any]) -> tuple[Loc, dict[str, Any]]:
         elif isinstance(part, int):
             own.append(part)
             node = _follow(node.get("items", {}), schema)
+        elif named := _named(node):
+            own.append(part)
+            node = _follow(named, schema)
         elif part in node.get("properties", {}):
             own.append(part)
             inner = _follow(node["properties"][part], schema)
@@ -143,9 +146,15 @@ def _follow(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
     for choice in node.get("anyOf", ()):
         inner = _follow(choice, schema)
-        if "properties" in inner or "items" in inner:
+        if "properties" in inner or "items" in inner or _named(inner):
             return inner
     return node
+
+
+def _named(node: dict[str, Any]) -> dict[str, Any] | None:
+    """The schema of the values of a table whose names the user makes; None where it is none."""
+    found = next(iter(node.get("patternProperties", {}).values()), node.get("additionalProperties"))
+    return found if isinstance(found, dict) and "properties" not in node else None
 
 
 def _choice(name: Any, allowed: Sequence[str]) -> str:

@@ -50,7 +50,11 @@ def test_proportional_takes_every_row_once_an_epoch() -> None:
 
 def test_validation_takes_every_row_once_in_order() -> None:
     batches = Batches(ROWS, 8, shuffled=False)
-    found = [(task, row["n"]) for task, rows in map(batches.__getitem__, range(len(batches))) for row in rows]
+    found = [
+        (task, row["n"])
+        for task, rows in map(batches.__getitem__, range(len(batches)))
+        for row in rows
+    ]
     assert found == [(0, n) for n in range(160)] + [(1, n) for n in range(10)]
 
 

@@ -18,7 +18,7 @@ Item = tuple[int, list[dict[str, Any]]]
 
 @contextmanager
 def asking(model: TasksModel, task: str) -> Iterator[None]:
-    """Passes inside that do not say which task they want want this one."""
+    """Passes inside that do not say which task they want this one."""
     before, model.task = model.task, task
     try:
         yield
@@ -67,11 +67,13 @@ class TasksData:
         return {**batch, "task_ids": torch.full((len(rows),), task)}
 
     def usual_batch(self, size: int) -> dict[str, torch.Tensor]:
-        """A labelled batch of middling length, of the task with the most rows."""
+        """A labelled batch of middling length, of the task with the most rows. size: of our
+        batches."""
         names = list(self.each)
         largest = max(names, key=lambda name: len(self.each[name].train))
-        batch = self.each[largest].usual_batch(size)
-        return {**batch, "task_ids": torch.full((size,), names.index(largest))}
+        batch = self.each[largest].usual_batch(size * self.batch_size)
+        rows = len(batch["input_ids"])
+        return {**batch, "task_ids": torch.full((rows,), names.index(largest))}
 
     def scores(self, model: TasksModel) -> dict[str, float]:
         """Each task's headline on its validation rows."""
@@ -85,3 +87,7 @@ class TasksData:
         """The mean of the headlines."""
         found = self.scores(model)
         return sum(found.values()) / len(found)
+
+    def judged(self, model: Any) -> float:
+        """``score`` in the middle of a training."""
+        return self.score(model)

@@ -116,6 +116,8 @@ class BatchOrder(Sampler[int]):
 def _whole(parts: np.ndarray) -> np.ndarray:
     """Numbers as whole ones with the same sum (largest remainders), none of them 0."""
     floor = np.maximum(np.floor(parts), 1)
-    for place in np.argsort(-(parts - floor), kind="stable")[: max(0, round(parts.sum() - floor.sum()))]:
+    for place in np.argsort(-(parts - floor), kind="stable")[
+        : max(0, round(parts.sum() - floor.sum()))
+    ]:
         floor[place] += 1
     return floor.astype(int)

@@ -9,68 +9,59 @@ from torch.utils.data import Sampler
 
 from turnout.double.config import TasksTrainConfig
 from turnout.double.mixing import BatchOrder
+from turnout.double.weighting import weighed
+from turnout.hosts.attach import blocks_of, find_family
 from turnout.hosts.tasks_model import TasksModel
 from turnout.train.trainer import RoutedTrainer
 
 
 class TasksTrainer(RoutedTrainer):
-    """Steps on batches of one task each; their losses are weighed, and logged task by task."""
+    """Steps on batches of one task each; their losses are weighed, and logged task by task.
+
+    tasks_config: how fast heads learn, and how much each task's loss counts.
+    """
 
     def __init__(self, *args: Any, tasks_config: TasksTrainConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.tasks_config = tasks_config
         # batches of a step are of different tasks: each counts by its weight, not by its labels
         self.model_accepts_loss_kwargs = False
+        self.args.per_device_eval_batch_size = 1  # an item is a batch
 
     def _parts(
         self, model: nn.Module, inputs: dict[str, Any], outputs: Any, teacher: Tensor | None
     ) -> dict[str, Tensor]:
         parts = super()._parts(model, inputs, outputs, teacher)
-        host: TasksModel = self.accelerator.unwrap_model(model)  # type: ignore[assignment]
-        task = int(inputs["task_ids"][0])
-        self._meters[f"loss_task_{host.tasks[task]}"].append(parts["task"].detach())
-        weighting: Any = host.weighting
-        return {**parts, "task": weighting(parts["task"], task)}
+        host: Any = self.accelerator.unwrap_model(model)
+        name = host.tasks[int(inputs["task_ids"][0])]
+        self._meters[f"loss_{name}"].append(parts["task"].detach())
+        own = weighed(parts["task"], name, host.heads[name], self.tasks_config)
+        return {**parts, "task": own}
 
     def rate_of(self, name: str) -> float:
-        """Heads learn faster than the backbone, which knows much already."""
-        config = self.tasks_config
-        own = name.startswith(("heads.", "weighting."))
-        return config.head_learning_rate if own else super().rate_of(name)
+        """Heads begin from nothing, the backbone knows much already."""
+        if name.startswith("heads."):
+            return self.tasks_config.head_learning_rate
+        return super().rate_of(name)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return BatchOrder(self.train_dataset if train_dataset is None else train_dataset)
 
-    def num_examples(self, dataloader: Any) -> int:
-        """Batches: what a step takes."""
-        return len(dataloader.dataset)
 
-
-def held(model: TasksModel, config: TasksTrainConfig) -> None:
+def hold(model: TasksModel, config: TasksTrainConfig) -> None:
     """Freeze what a config does not let learn."""
     model.requires_grad_(True)
+    frozen: list[Any] = []
     if config.backbone == "frozen":
-        model.backbone.requires_grad_(False)
-    embeddings: Any = model.get_input_embeddings()
-    if config.backbone == "embeddings" and embeddings is not None:
-        embeddings.requires_grad_(False)
-        more = getattr(model.backbone, "embeddings", None)
-        if isinstance(more, nn.Module):
-            more.requires_grad_(False)
-    for block in _last_blocks(model, config.blocks):
-        block.requires_grad_(True)
-
-
-def _last_blocks(model: TasksModel, count: int) -> list[nn.Module]:
-    from turnout.hosts.attach import blocks_of, find_family
-
-    views = blocks_of(model, find_family(model)) if count else []
-    return [view.module for view in views if view.layer >= view.depth - count]
-
-
-def trained_parameters(model: nn.Module) -> int:
-    """How many numbers learn."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-
+        frozen = [model.backbone]
+    elif config.backbone == "embeddings":
+        frozen = [model.get_input_embeddings(), getattr(model.backbone, "embeddings", None)]
+    for module in frozen:
+        if isinstance(module, nn.Module):
+            module.requires_grad_(False)
+    for head in model.heads.values():
+        head.log_variance.requires_grad_(config.weighting == "uncertainty")  # type: ignore[operator]
+    if config.blocks:
+        views = blocks_of(model, find_family(model))
+        for view in views:
+            view.module.requires_grad_(view.layer >= view.depth - config.blocks)

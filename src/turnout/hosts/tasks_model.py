@@ -43,13 +43,15 @@ class HeadConfig(BaseModel):
 
 
 class Head(nn.Module):
-    """A linear layer that reads rows (B, T, D), T = 1 for a whole text."""
+    """A linear layer that reads rows (B, T, D), T = 1 for a whole text. log_variance: of the task's
+    noise, where a training learns how much its loss should count."""
 
     def __init__(self, config: HeadConfig, width: int, dropout: float) -> None:
         super().__init__()
         self.config = config
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(width, config.width)
+        self.log_variance = nn.Parameter(torch.zeros(()))
 
     def forward(self, rows_BTD: Tensor) -> Tensor:
         """Logits, (B, T, C) for tokens, (B, C) for texts."""
@@ -111,7 +113,9 @@ class TasksModel(PreTrainedModel):
 
     def __init__(self, config: Any, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.backbone = _empty(config) if backbone is None else backbone
+        self.backbone = (
+            AutoModel.from_config(config, **poolerless(config)) if backbone is None else backbone
+        )
         self.reader = Reader()
         self.heads = nn.ModuleDict()
         self.task: str | None = None
@@ -214,12 +218,11 @@ class TasksModel(PreTrainedModel):
         return any(bool(getattr(module, "is_causal", False)) for module in modules)
 
 
-def _empty(config: Any) -> PreTrainedModel:
-    """A backbone of a config with fresh weights, without a pooler: the heads read states."""
+def poolerless(config: Any) -> dict[str, bool]:
+    """What keeps AutoModel from making a pooler, where a class would: the heads read states."""
     cls = MODEL_MAPPING[type(config)]
     known = inspect.signature(cls.__init__).parameters
-    more = {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
-    return AutoModel.from_config(config, **more)
+    return {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
 
 
 def with_heads(

@@ -9,8 +9,19 @@ from pydantic import Field
 from turnout.tasks.base import Task as Task
 from turnout.tasks.classification import ClassificationConfig as ClassificationConfig
 from turnout.tasks.classification import ClassificationTask as ClassificationTask
+from turnout.tasks.labels import LabelsConfig as LabelsConfig
+from turnout.tasks.labels import LabelsTask as LabelsTask
 from turnout.tasks.ner import NERConfig as NERConfig
 from turnout.tasks.ner import NERTask as NERTask
+from turnout.tasks.number import NumberConfig as NumberConfig
+from turnout.tasks.number import NumberTask as NumberTask
 
-TASKS = {"classification": ClassificationTask, "ner": NERTask}
-TaskConfig = Annotated[ClassificationConfig | NERConfig, Field(discriminator="kind")]
+TASKS = {
+    "classification": ClassificationTask,
+    "labels": LabelsTask,
+    "ner": NERTask,
+    "number": NumberTask,
+}
+TaskConfig = Annotated[
+    ClassificationConfig | LabelsConfig | NERConfig | NumberConfig, Field(discriminator="kind")
+]

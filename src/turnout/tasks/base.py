@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from turnout.errors import UserError
 from turnout.flow import IGNORED as IGNORED
+from turnout.hosts.tasks_model import HeadConfig
 from turnout.tasks.table import no_progress
 
 
@@ -74,6 +75,11 @@ class Task(ABC, Generic[C]):
     def _read_labelled(self, source: str, split: str) -> datasets.Dataset:
         """Read one split, checked; sets `labels` from the first one read if they are not known."""
 
+    @property
+    @abstractmethod
+    def head(self) -> HeadConfig:
+        """What answers this task in a model of several; its labels must be known."""
+
     @abstractmethod
     def read(self, path: str) -> datasets.Dataset:
         """Rows to predict; a label column is not needed and not returned. "-" (standard input)
@@ -107,6 +113,11 @@ class Task(ABC, Generic[C]):
     @abstractmethod
     def report(self, predictions: Any, references: Any) -> dict[str, Any]:
         """Every metric of the task, ready for JSON."""
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray | None:
+        """Probabilities of the labels from logits (..., C); None where a task has none."""
+        powers = np.exp(logits - logits.max(-1, keepdims=True))
+        return powers / powers.sum(-1, keepdims=True)
 
     @abstractmethod
     def describe(

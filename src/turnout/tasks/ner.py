@@ -12,6 +12,7 @@ from sklearn.metrics import classification_report
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
 from turnout.errors import UserError
+from turnout.hosts.tasks_model import HeadConfig
 from turnout.tasks.base import (
     IGNORED,
     Collator,
@@ -64,6 +65,10 @@ class NERTask(Task[NERConfig]):
                         f"known labels: {', '.join(map(repr, self.labels))}"
                     )
         return datasets.Dataset.from_dict({TOKENS: data.tokens, TAGS: data.tags})
+
+    @property
+    def head(self) -> HeadConfig:
+        return HeadConfig(kind="tag", width=len(self.labels))
 
     def read(self, path: str) -> datasets.Dataset:
         """See Task.read. A plain text is cut into words at white space."""

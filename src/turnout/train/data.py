@@ -16,7 +16,11 @@ from turnout.execute.batches import Collate
 from turnout.execute.pool import predict_bulk
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks.base import Task
+from turnout.train.calibrate import calibrate
 from turnout.train.teacher import teacher_logits
+
+
+CALIBRATION_ROWS, CALIBRATION_PASSES = 256, 5  # of a dial that serves one validation
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +65,13 @@ class Data:
     def usual_batch(self, size: int) -> dict[str, torch.Tensor]:
         """A labelled batch of training rows of middling length."""
         return self.collate(listed(usual_rows(self.train, size)))
+
+    def judged(self, model: PreTrainedModel) -> float:
+        """``score`` in the middle of a training: routers get a dial for this one use."""
+        if hasattr(model, "turnout"):  # thresholds of a few steps ago would not meet the budget
+            few = self.validation.select(range(min(len(self.validation), CALIBRATION_ROWS)))
+            calibrate(model, listed(few), self.collate, passes=CALIBRATION_PASSES)
+        return self.score(model)
 
     def score(self, model: PreTrainedModel) -> float:
         """The task's headline on the validation rows, at the model's current budget."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,15 +23,13 @@ from turnout.errors import UserError
 from turnout.files import make_folder, read_json, write_json
 from turnout.hosts.attach import blocks_of, find_family
 from turnout.objectives import ObjectivesConfig
-from turnout.train.calibrate import calibrate
 from turnout.train.callbacks import CollapseCallback, ProgressLine
 from turnout.train.config import TrainConfig
-from turnout.train.data import Data, listed, with_teacher
+from turnout.train.data import Data, with_teacher
 from turnout.train.seed_phase import SeedPhase
 from turnout.train.step_format import StepFormat, attention_of, step_format
 from turnout.train.trainer import RoutedTrainer, last_checkpoint, routing_of
 
-CALIBRATION_ROWS, CALIBRATION_PASSES = 256, 5  # of a dial that serves one validation
 RATES = ("dropout", "attention_dropout", "activation_dropout", "dropout_rate")
 
 
@@ -46,18 +45,22 @@ def fit(
     progress: bool = True,
     say: Callable[[str], None] = print,
     callbacks: Sequence[TrainerCallback] = (),
+    trainer_class: Callable[..., RoutedTrainer] = RoutedTrainer,
+    held: Callable[[PreTrainedModel], None] | None = None,
+    **more: Any,
 ) -> RoutedTrainer:
     """Train a model in place on encoded data and return its trainer.
 
     A checkpoint in ``out`` is continued exactly where it stopped, in the number format that it was
-    begun in. logs: folder for TensorBoard, where the config asks for it; None = in ``out``.
+    begun in. logs: folder for TensorBoard, where the config asks for it; None = in ``out``. held:
+    freezes what does not learn; None = as ``freeze`` says. more: for the trainer.
     """
     set_dropout(model, config.dropout, config.attention_dropout)
-    freeze(model, config.freeze)
+    freeze(model, config.freeze) if held is None else held(model)
     begun = last_checkpoint(out)
     format_ = _format(model, data, config, Path(out), begun is not None, say)
     scored = data.references is not None
-    trainer = RoutedTrainer(
+    trainer = trainer_class(
         model=model,
         args=arguments_of(config, out, "eval_score" if scored else "eval_loss", format_.bf16),
         train_dataset=data.rows(),
@@ -67,6 +70,7 @@ def fit(
         train_config=config,
         weights=weights,
         teacher=data.teacher,
+        **more,
     )
     trainer.remove_callback(PrinterCallback)
     for callback in (ProgressLine(title, shown=progress), *callbacks):
@@ -78,7 +82,7 @@ def fit(
         if config.seed_phase:
             trainer.add_callback(SeedPhase(routing, config.seed_phase))
     if scored:
-        trainer.task_score = lambda: _score(model, data)
+        trainer.task_score = lambda: data.judged(model)
     if config.patience is not None:
         trainer.add_callback(EarlyStoppingCallback(config.patience))
     start = time.perf_counter()
@@ -111,14 +115,6 @@ def _format(
     make_folder(out)
     write_json(noted, asdict(found))
     return found
-
-
-def _score(model: PreTrainedModel, data: Data) -> float:
-    """The task's headline on the validation rows, at the model's budget as it stands."""
-    if routing_of(model) is not None:  # thresholds of a few steps ago would not meet the budget
-        few = data.validation.select(range(min(len(data.validation), CALIBRATION_ROWS)))
-        calibrate(model, listed(few), data.collate, passes=CALIBRATION_PASSES)
-    return data.score(model)
 
 
 def arguments_of(

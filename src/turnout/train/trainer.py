@@ -198,7 +198,7 @@ class RoutedTrainer(Trainer):
         for name, parameter in target.named_parameters():
             if not parameter.requires_grad:
                 continue
-            rate, decays = config.learning_rate, name in decay
+            rate, decays = self.rate_of(name), name in decay
             if "turnout." in name and id(parameter) not in copied:
                 rate, decays = own.get(id(parameter), config.router_learning_rate), False
             groups[(rate, decays)].append(parameter)
@@ -213,6 +213,10 @@ class RoutedTrainer(Trainer):
         cls, extra = self.get_optimizer_cls_and_kwargs(self.args, target)
         self.optimizer = cls(settings, **extra)
         return self.optimizer
+
+    def rate_of(self, name: str) -> float:
+        """The learning rate of a parameter of the host."""
+        return self.train_config.learning_rate
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss, the share of work and tokens per second."""

@@ -1,0 +1,122 @@
+"""Train several tasks on one backbone: what `turnout train` does with a recipe of ``tasks``."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from turnout.double.config import TasksTrainConfig
+from turnout.double.data import TasksData
+from turnout.double.recipe import TasksRecipe
+from turnout.double.run import TasksRun, is_tasks_run, open_tasks_run, start_tasks_run
+from turnout.double.trainer import TasksTrainer, hold
+from turnout.errors import UserError
+from turnout.files import write_json
+from turnout.hosts.tasks_model import TasksModel
+from turnout.install import install
+from turnout.objectives import ObjectivesConfig
+from turnout.tasks import TASKS, NERConfig
+from turnout.tasks.base import Task
+from turnout.train.data import Data, encode
+from turnout.train.fit import fit
+from turnout.train.host import open_backbone
+from turnout.train.saving import save
+
+Say = Callable[[str], None]
+
+
+def train_tasks(
+    recipe: TasksRecipe, out: str | Path, *, say: Say = print, progress: bool = True
+) -> TasksRun:
+    """Train what a recipe of several tasks describes into a run folder, or go on there.
+
+    The same recipe, data and machine give the same weights, stopped or not. Raises UserError before
+    any training for what is wrong with recipe, data, host or routers.
+    """
+    run = open_tasks_run(out) if is_tasks_run(out) else None
+    if run is not None and run.model.is_dir():
+        say(f"{run.path} is trained already; nothing to do")
+        return start_tasks_run(out, recipe, run.labels)
+    tasks, raw = load_tasks(recipe, say, run.labels if run else None)
+    model, tokenizer = _model(recipe, tasks)
+    data = {name: encode(task, raw[name], tokenizer) for name, task in tasks.items()}
+    labels = {name: task.labels for name, task in tasks.items()}
+    run = start_tasks_run(out, recipe, labels)
+    start = time.perf_counter()
+    mixed = fit_tasks(model, data, recipe.train, run.checkpoints, say, progress)
+    spent = time.perf_counter() - start
+    save(model, tokenizer, run.model)
+    scores = mixed.scores(model)
+    for name, score in scores.items():
+        say(f"  {name}: {tasks[name].headline} on validation {score:.4f}")
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    cost = {"seconds": round(spent, 1), "trained_parameters": trained, "validation": scores}
+    write_json(run.path / "training.json", cost)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return run
+
+
+def load_tasks(
+    recipe: TasksRecipe, say: Say, labels: Mapping[str, list[str]] | None = None
+) -> tuple[dict[str, Task[Any]], dict[str, dict[str, Any]]]:
+    """The tasks of a recipe and their rows. Raises UserError that names the task."""
+    tasks: dict[str, Task[Any]] = {}
+    raw: dict[str, dict[str, Any]] = {}
+    for name, config in recipe.tasks.items():
+        task = TASKS[config.kind](config, None if labels is None else labels.get(name))
+        try:
+            raw[name] = task.load()
+        except UserError as error:
+            raise UserError(f"task {name!r}: {error}") from error
+        sizes = ", ".join(f"{len(split):,} {key}" for key, split in raw[name].items())
+        say(f"{name}: {sizes}; {len(task.labels)} labels")
+        tasks[name] = task
+    return tasks, raw
+
+
+def _model(recipe: TasksRecipe, tasks: Mapping[str, Task[Any]]) -> tuple[TasksModel, Any]:
+    """Backbone, heads and routers, as training begins with them."""
+    model, tokenizer = open_backbone(
+        recipe.model,
+        {name: task.head for name, task in tasks.items()},
+        max(task.config.max_length for task in tasks.values()),
+        words=any(isinstance(task.config, NERConfig) for task in tasks.values()),
+        seed=recipe.train.seed,
+    )
+    set_seed(recipe.train.seed)  # of the routers' first weights
+    if recipe.routers:
+        install(model, recipe.routers)
+    return model, tokenizer
+
+
+def fit_tasks(
+    model: TasksModel,
+    data: Mapping[str, Data],
+    config: TasksTrainConfig,
+    checkpoints: Path,
+    say: Say = print,
+    progress: bool = True,
+) -> TasksData:
+    """Train a model of tasks in place on encoded data."""
+    mixed = TasksData(data, config.batch_size, config.sampling, config.temperature, config.seed)
+    # an item is a batch: see double/mixing.py
+    plain = config.plain().model_copy(update={"batch_size": 1})
+    fit(
+        model,
+        mixed,  # type: ignore[arg-type]
+        plain,
+        ObjectivesConfig(),
+        checkpoints,
+        title="tasks",
+        progress=progress,
+        say=say,
+        trainer_class=TasksTrainer,
+        held=lambda host: hold(host, config),  # type: ignore[arg-type]
+        tasks_config=config,
+    )
+    return mixed

@@ -1,0 +1,55 @@
+"""The YAML page of several tasks on one backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from turnout.double.config import TasksMeasureConfig, TasksTrainConfig
+from turnout.recipe import checked
+from turnout.recipe_yaml import read_page
+from turnout.routers import AnyRouterConfig
+from turnout.tasks import TaskConfig
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+
+
+class TasksRecipe(BaseModel):
+    """One backbone: tasks by name, the routers between it and their heads (or inside of it), how to
+    train and what to measure."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Annotated[str, Field(min_length=1)]
+    tasks: Annotated[dict[Name, TaskConfig], Field(min_length=1)]
+    routers: list[AnyRouterConfig] = []
+    train: TasksTrainConfig = TasksTrainConfig()
+    measure: TasksMeasureConfig = TasksMeasureConfig()
+
+    @model_validator(mode="after")
+    def _names(self) -> TasksRecipe:
+        for name in self.train.weights:
+            if name not in self.tasks:
+                raise ValueError(
+                    f"train.weights: no task {name!r}; the tasks are {', '.join(self.tasks)}"
+                )
+        return self
+
+    @classmethod
+    def load(
+        cls, path: str | Path, overrides: Sequence[str] = (), resolve: bool = True
+    ) -> TasksRecipe:
+        """Read a page, as ``turnout.recipe.load`` does. Raises UserError likewise."""
+        page = read_page(Path(path), overrides)
+        tasks = page.data.get("tasks")
+        names = list(tasks) if isinstance(tasks, dict) else []
+        return checked(page, cls, [("tasks", name) for name in names], resolve)
+
+    def text(self, comment: str = "") -> str:
+        """This recipe as YAML, every field written out."""
+        page = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return f"# {comment}\n{page}" if comment else page

@@ -1,0 +1,138 @@
+"""Several tasks, trained from a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from turnout import UserError
+from turnout.double import pipeline
+from turnout.double.pipeline import train_tasks
+from turnout.double.recipe import TasksRecipe
+from turnout.double.run import check_labels, open_tasks_run
+from turnout.files import read_json
+
+RECIPE = """\
+model: host
+tasks:
+  mood: {kind: classification, train: train.csv, validation: validation.csv, test: test.csv}
+  names: {kind: ner, train: train.conll, validation: validation.conll, test: test.conll}
+routers:
+  - {kind: mixture, reads: both, adapters: 3, top: 2}
+train:
+  epochs: 10
+  batch_size: 8
+  precision: fp32
+  backbone: trained
+  learning_rate: 0.005
+  head_learning_rate: 0.03
+  router_learning_rate: 0.01
+measure:
+  repeats: 2
+"""
+
+
+def save_recipe(folder: Path, text: str = RECIPE) -> Path:
+    tiny.save_host(folder / "host")
+    tiny.save_reviews(folder)
+    tiny.save_entities(folder)
+    path = folder / "tasks.yaml"
+    path.write_text(
+        text.replace("}\n  names", ", max_length: 16}\n  names").replace(
+            "test.conll}", "test.conll, max_length: 16}"
+        ),
+        encoding="utf-8",
+    )
+    return path
+
+
+def train(folder: Path, out: str, *overrides: str) -> Any:
+    recipe = TasksRecipe.load(folder / "tasks.yaml", overrides)
+    return train_tasks(recipe, folder / out, say=str, progress=False)
+
+
+def test_tasks_are_learned_beside_each_other(tmp_path: Path) -> None:
+    save_recipe(tmp_path)
+    run = train(tmp_path, "run")
+    model, tasks = run.load(), open_tasks_run(run.path).tasks()
+    assert list(tasks) == model.tasks == ["mood", "names"]
+    assert tasks["mood"].labels == ["negative", "positive"]
+    scores = read_json(run.path / "training.json")["validation"]
+    assert scores["mood"] > 0.8 and scores["names"] > 0.8
+    assert not run.checkpoints.exists()
+    said: list[str] = []
+    train_tasks(run.recipe, run.path, say=said.append, progress=False)
+    assert "trained already" in said[0]
+
+
+def test_a_frozen_backbone_stays_as_it_is(tmp_path: Path) -> None:
+    save_recipe(tmp_path)
+    model = train(tmp_path, "run", "train.backbone=frozen", "train.epochs=1").load()
+    before = load_file(tmp_path / "host" / "model.safetensors")
+    after = model.backbone.state_dict()
+    assert len(after) > 20 and all(
+        torch.equal(value, before[name]) for name, value in after.items()
+    )
+    last = train(tmp_path, "last", "train.backbone=frozen", "train.blocks=1", "train.epochs=1")
+    moved = {
+        n for n, v in last.load().backbone.state_dict().items() if not torch.equal(v, before[n])
+    }
+    assert moved and all(name.startswith("encoder.layer.1.") for name in moved)
+
+
+def test_a_stopped_training_goes_on_exactly(tmp_path: Path) -> None:
+    save_recipe(tmp_path)
+    whole = train(tmp_path, "whole", "train.weighting=uncertainty").load().state_dict()
+
+    class Stop(Exception):
+        pass
+
+    class Stopper(TrainerCallback):
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.epoch >= 3:
+                raise Stop
+
+    fit = pipeline.fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "fit", lambda *a, **k: fit(*a, callbacks=[Stopper()], **k))
+        with pytest.raises(Stop):
+            train(tmp_path, "cut", "train.weighting=uncertainty")
+    again = train(tmp_path, "cut", "train.weighting=uncertainty").load().state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.weights={sports: 2}", "no task 'sports'; the tasks are mood, names"),
+        ("tasks.mood.kind=clasification", "did you mean 'classification'"),
+        ("tasks.mood.labels=3", "tasks.mood.labels: unknown field"),
+        ("tasks.mood.train=gone.csv", "tasks.mood.train: 'gone.csv': no such file"),
+        ("train.blocks=2", "blocks: names those that learn in a frozen backbone"),
+        ("train.backbone=half", "train.backbone: found 'half'"),
+    ],
+)
+def test_mistakes_are_told_by_place(tmp_path: Path, change: str, message: str) -> None:
+    path = save_recipe(tmp_path)
+    with pytest.raises(UserError, match=message):
+        TasksRecipe.load(path, [change])
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = save_recipe(tmp_path)
+    path.write_text(path.read_text().replace("  names:", "  mood:"))
+    with pytest.raises(UserError, match="this field stands twice"):
+        TasksRecipe.load(path)
+
+
+def test_a_task_whose_labels_changed_is_refused(tmp_path: Path) -> None:
+    save_recipe(tmp_path)
+    run = train(tmp_path, "run")
+    with pytest.raises(UserError, match=r"task 'mood': its head was made for other labels"):
+        check_labels(run.labels, {"mood": ["negative", "neutral", "positive"]})
