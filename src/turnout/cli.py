@@ -16,7 +16,7 @@ from turnout._version import __version__
 from turnout.allocator import keep
 from turnout.errors import UserError
 
-MISTAKE, STOPPED = 2, 130
+MISTAKE, REFUSED, STOPPED = 2, 3, 130
 
 
 class _Group(TyperGroup):
@@ -71,14 +71,20 @@ def train(
     ] = None,
     quiet: Annotated[bool, typer.Option(help="Say nothing, draw no progress bar.")] = False,
 ) -> None:
-    """Train the dense host, then the routed model. Run again, it goes on where it stopped."""
+    """Train the dense host, then the routed model; or several tasks on one backbone. Run again, it
+    goes on where it stopped."""
     _calm()
+    from turnout.double.pipeline import train_tasks
+    from turnout.double.recipe import TasksRecipe, names_tasks
     from turnout.recipe import load
     from turnout.train import pipeline
 
-    loaded = load(recipe, overrides or [])
+    how: dict[str, Any] = {"say": _sayer(quiet), "progress": _bars(quiet)}
     try:
-        run = pipeline.train(loaded, out, say=_sayer(quiet), progress=_bars(quiet))
+        if names_tasks(recipe):
+            run: Any = train_tasks(TasksRecipe.load(recipe, overrides or []), out, **how)
+        else:
+            run = pipeline.train(load(recipe, overrides or []), out, **how)
     except KeyboardInterrupt:
         _stderr().print("\nstopped; the same command goes on from the last checkpoint")
         raise typer.Exit(STOPPED) from None
@@ -95,12 +101,17 @@ def measure(
     ] = None,
     quiet: Annotated[bool, typer.Option(help="Print only the table.")] = False,
 ) -> None:
-    """Measure quality, time, work and memory, beside cut models and random routes."""
+    """Measure quality, time, work and memory, beside cut models and random routes; of several
+    tasks, each one's quality and what a pass costs that answers them."""
     _calm()
+    from turnout.double.run import is_tasks_run
     from turnout.measure import run as measuring
     from turnout.measure.table import table
     from turnout.run import open_run
 
+    if is_tasks_run(run):
+        _measure_tasks(run, overrides or [], quiet)
+        return
     opened = open_run(run)
     config = opened.measure_config(overrides or [])
     try:
@@ -110,6 +121,18 @@ def measure(
         raise typer.Exit(STOPPED) from None
     _stdout().print(table(results))
     _stderr().print(f"report: {run}/report.html", highlight=False)
+
+
+def _measure_tasks(run: Path, overrides: list[str], quiet: bool) -> None:
+    from turnout.double.measure import measure_tasks
+    from turnout.double.run import open_tasks_run
+    from turnout.double.table import tables
+
+    opened = open_tasks_run(run)
+    results = measure_tasks(opened, opened.measure_config(overrides), say=_sayer(quiet))
+    results.save(run / "results.json")
+    _stdout().print(tables(results))
+    _stderr().print(f"results: {run}/results.json", highlight=False)
 
 
 @app.command()
@@ -180,25 +203,36 @@ def predict(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda:1, ...; the GPU, if there is one, if not given.")
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Of a run of several tasks: some, with commas; all if not given."),
+    ] = None,
 ) -> None:
     """Predict the rows of a file: one JSON object a line."""
     _calm()
+    from turnout.double.predict import predict_tasks
+    from turnout.double.run import is_tasks_run
     from turnout.files import make_folder, write_text
     from turnout.predict import predict as lines_of
 
     if output is not None:
         make_folder(output.parent)
-    lines = lines_of(
-        run,
-        source,
-        budget=budget,
-        batch_tokens=batch_tokens,
-        trace=trace,
-        paths=paths,
-        device=device,
-        seed=seed,
-        say=lambda text: _stderr().print(text, markup=False, highlight=False),
-    )
+    how: dict[str, Any] = {"budget": budget, "batch_tokens": batch_tokens, "device": device}
+    if is_tasks_run(run):
+        if trace or paths != 1 or seed is not None:
+            raise UserError("--trace, --paths and --seed are for runs of one task")
+        wanted = None if tasks is None else _listed(tasks)
+        lines = predict_tasks(run, source, tasks=wanted, **how)
+    elif tasks is not None:
+        raise UserError(f"--tasks: {run} is a run of one task")
+    else:
+        how |= {"trace": trace, "paths": paths, "seed": seed}
+        lines = lines_of(
+            run,
+            source,
+            say=lambda text: _stderr().print(text, markup=False, highlight=False),
+            **how,
+        )
     if output is not None:
         write_text(output, "".join(f"{line}\n" for line in lines))
         return
@@ -210,6 +244,53 @@ def predict(
         if isinstance(error, BrokenPipeError):
             raise
         raise UserError(f"cannot write to standard output: {error.strerror}") from error
+
+
+@app.command()
+def update(
+    run: RunFolder,
+    data: Annotated[
+        str | None, typer.Option(help="New labelled rows, in the form of the training file.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Which task they are of; not needed where there is one.")
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(help="New rows to judge by; a fifth of --data if not given.")
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Over new and old rows.")] = 1.0,
+    replay: Annotated[float, typer.Option(help="Old rows of each task to a new one.")] = 1.0,
+    margin: Annotated[
+        float, typer.Option(help="How much an old task may fall on its test rows.")
+    ] = 0.01,
+    seed: Annotated[int, typer.Option(help="Of the draws and the training.")] = 0,
+    to: Annotated[
+        int | None, typer.Option(help="Put this version in use, in place of training one.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="Say only what came of it.")] = False,
+) -> None:
+    """Go on learning from new rows; refused where a task that was learned before falls by more than
+    the margin. Every version is kept. Without --data and --to: lists them."""
+    _calm()
+    from turnout.double import versions
+    from turnout.double.run import open_tasks_run
+    from turnout.double.update import update as update_run
+
+    if data is not None and to is not None:
+        raise UserError("--data trains a version, --to goes back to one: give one of them")
+    opened = open_tasks_run(run)
+    if to is not None:
+        versions.use(opened.path, to)
+    if data is None:
+        from turnout.double.table import versions_table
+
+        _stdout().print(versions_table(opened.path))
+        return
+    how: dict[str, Any] = {"say": _sayer(quiet), "progress": _bars(quiet)}
+    wanted = {"task": task, "test": test, "epochs": epochs, "replay": replay, "margin": margin}
+    found = update_run(run, data, seed=seed, **wanted, **how)
+    if not found.accepted:
+        raise typer.Exit(REFUSED)
 
 
 @app.command()

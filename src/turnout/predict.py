@@ -115,13 +115,13 @@ def _lines(
             out["layers_run"] = round(float(units), 3)
         if apart is not None:
             out["spread"] = round(apart, 4)
-        yield json.dumps(_finite(out), ensure_ascii=False, default=str, allow_nan=False)
+        yield json.dumps(finite(out), ensure_ascii=False, default=str, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with null for numbers that JSON does not know (a kept column may hold NaN)."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from turnout import UserError
-from turnout.double.mixing import BatchOrder, Batches, shares
+from turnout.double.mixing import Batches, BatchOrder, shares
 
 ROWS = {
     "long": [{"input_ids": list(range(3 + n % 7)), "n": n} for n in range(160)],

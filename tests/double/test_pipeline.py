@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import tiny
 import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
+from typer.testing import CliRunner
 
 from turnout import UserError
+from turnout.cli import app
 from turnout.double import pipeline
 from turnout.double.pipeline import train_tasks
 from turnout.double.recipe import TasksRecipe
@@ -29,7 +32,6 @@ train:
   epochs: 10
   batch_size: 8
   precision: fp32
-  backbone: trained
   learning_rate: 0.005
   head_learning_rate: 0.03
   router_learning_rate: 0.01
@@ -73,13 +75,13 @@ def test_tasks_are_learned_beside_each_other(tmp_path: Path) -> None:
 
 def test_a_frozen_backbone_stays_as_it_is(tmp_path: Path) -> None:
     save_recipe(tmp_path)
-    model = train(tmp_path, "run", "train.backbone=frozen", "train.epochs=1").load()
+    model = train(tmp_path, "run", "train.strategy=router", "train.epochs=1").load()
     before = load_file(tmp_path / "host" / "model.safetensors")
     after = model.backbone.state_dict()
     assert len(after) > 20 and all(
         torch.equal(value, before[name]) for name, value in after.items()
     )
-    last = train(tmp_path, "last", "train.backbone=frozen", "train.blocks=1", "train.epochs=1")
+    last = train(tmp_path, "last", "train.strategy=partial", "train.blocks=1", "train.epochs=1")
     moved = {
         n for n, v in last.load().backbone.state_dict().items() if not torch.equal(v, before[n])
     }
@@ -114,8 +116,8 @@ def test_a_stopped_training_goes_on_exactly(tmp_path: Path) -> None:
         ("tasks.mood.kind=clasification", "did you mean 'classification'"),
         ("tasks.mood.labels=3", "tasks.mood.labels: unknown field"),
         ("tasks.mood.train=gone.csv", "tasks.mood.train: 'gone.csv': no such file"),
-        ("train.blocks=2", "blocks: names those that learn in a frozen backbone"),
-        ("train.backbone=half", "train.backbone: found 'half'"),
+        ("train.named=[encoder]", "named: says what learns with strategy: partial"),
+        ("train.strategy=half", "train.strategy: found 'half'"),
     ],
 )
 def test_mistakes_are_told_by_place(tmp_path: Path, change: str, message: str) -> None:
@@ -136,3 +138,32 @@ def test_a_task_whose_labels_changed_is_refused(tmp_path: Path) -> None:
     run = train(tmp_path, "run")
     with pytest.raises(UserError, match=r"task 'mood': its head was made for other labels"):
         check_labels(run.labels, {"mood": ["negative", "neutral", "positive"]})
+
+
+def test_the_command_line_serves_several_tasks(tmp_path: Path) -> None:
+    path, out = save_recipe(tmp_path), str(tmp_path / "run")
+    runner = CliRunner()
+    done = runner.invoke(app, ["train", str(path), "--out", out, "--quiet"])
+    assert done.exit_code == 0, done.output
+    done = runner.invoke(app, ["measure", out, "repeats=3", "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert "mood" in done.output and "One pass that answers several tasks" in done.output
+    found = read_json(tmp_path / "run" / "results.json")
+    assert [task["name"] for task in found["tasks"]] == ["mood", "names"]
+    assert [each["tasks"] for each in found["passes"]] == [1, 2]
+    for task in found["tasks"]:
+        assert len(task["use"]) == 3 and sum(task["use"]) == pytest.approx(1)
+    (tmp_path / "texts.txt").write_text(
+        "Ann met the lovely actor in Rome\nBob met the dull actor\n"
+    )
+    done = runner.invoke(app, ["predict", out, "--input", str(texts)])
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["mood"]["prediction"] for line in lines] == ["positive", "negative"]
+    assert [each["text"] for each in lines[0]["names"]["entities"]] == ["Ann", "Rome"]
+    done = runner.invoke(
+        app, ["predict", out, "-i", str(texts), "--tasks", "names"]
+    )
+    assert [list(json.loads(line)) for line in done.stdout.splitlines()] == [["names"]] * 2
+    done = runner.invoke(app, ["predict", out, "-i", str(texts), "--tasks", "x"])
+    assert done.exit_code == 2 and "has no task 'x'; its tasks are mood, names" in done.output

@@ -9,15 +9,24 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from turnout.double.mixing import Sampling
 from turnout.train.config import Count, Rate, Seed, Share, TrainConfig
 
-Backbone = Literal["trained", "embeddings", "frozen"]
+Strategy = Literal[
+    "full", "partial", "head", "router", "discriminative", "lora", "prompt", "p-tuning"
+]
+FROZEN: frozenset[Strategy] = frozenset({"head", "router", "lora", "prompt", "p-tuning"})
 
 
 class TasksTrainConfig(BaseModel):
     """Training of all tasks at once, a batch of one task after a batch of another.
 
-    backbone: ``trained`` whole, all but its ``embeddings``, or ``frozen``: then only routers, their
-    units and heads learn. blocks: so many blocks at the end of a frozen backbone learn all the
-    same. sampling: how often each task comes: ``proportional`` to its rows, to their power
+    strategy: what learns, beside the heads. ``full``: all. ``partial``: the last ``blocks`` of the
+    backbone, or what is ``named`` by the beginning of its name in it; routers. ``head``: nothing.
+    ``router``: routers and their units. ``discriminative``: all, each block slower by ``decay``
+    than the one above it, and blocks are let in from the top over the first part ``unfreeze`` of
+    the training (ULMFiT, Howard and Ruder 2018, arXiv 1801.06146). ``lora``: adapters of width
+    ``rank`` by PEFT, merged into the backbone in the end; routers. ``prompt``, ``p-tuning``:
+    ``prompt_tokens`` states before the text (Lester et al. 2021, arXiv 2104.08691), made by a small
+    network in the latter (Liu et al. 2021, arXiv 2103.10385); routers. freeze_embeddings: of the
+    backbone, whatever the strategy (much faster on a CPU). sampling: how often each task comes: ``proportional`` to its rows, to their power
     1 / ``temperature``, or ``round-robin``. weighting: of the losses: ``fixed``, by ``weights``, or
     learned from the tasks' ``uncertainty``. learning_rate: of the backbone; head_learning_rate: of
     heads; router_learning_rate: of routers and their units. The other fields are those of a recipe
@@ -30,8 +39,14 @@ class TasksTrainConfig(BaseModel):
     max_steps: Count | None = None
     batch_size: Count = 32
     accumulate: Count = 1
-    backbone: Backbone = "embeddings"
-    blocks: Annotated[int, Field(ge=0)] = 0
+    strategy: Strategy = "full"
+    blocks: Count = 2
+    named: tuple[str, ...] = ()
+    decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    unfreeze: Share = 0.3
+    rank: Count = 8
+    prompt_tokens: Count = 16
+    freeze_embeddings: bool = False
     sampling: Sampling = "temperature"
     temperature: Annotated[float, Field(ge=1.0)] = 2.0
     weighting: Literal["fixed", "uncertainty"] = "fixed"
@@ -52,18 +67,16 @@ class TasksTrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> TasksTrainConfig:
-        if self.blocks and self.backbone != "frozen":
-            raise ValueError("blocks: names those that learn in a frozen backbone")
+        if self.named and self.strategy != "partial":
+            raise ValueError("named: says what learns with strategy: partial")
         if self.weights and self.weighting != "fixed":
             raise ValueError("weights: are fixed; leave them out where weighting learns them")
         return self
 
     def plain(self) -> TrainConfig:
         """The same for the trainer of one model."""
-        freeze = {"trained": "none", "embeddings": "embeddings", "frozen": "none"}[self.backbone]
         shared = set(TrainConfig.model_fields) & set(type(self).model_fields)
-        fields = {name: getattr(self, name) for name in shared}
-        return TrainConfig.model_validate({**fields, "freeze": freeze})
+        return TrainConfig.model_validate({name: getattr(self, name) for name in shared})
 
 
 class TasksMeasureConfig(BaseModel):

@@ -14,11 +14,12 @@ from turnout.double.config import TasksTrainConfig
 from turnout.double.data import TasksData
 from turnout.double.recipe import TasksRecipe
 from turnout.double.run import TasksRun, is_tasks_run, open_tasks_run, start_tasks_run
-from turnout.double.trainer import TasksTrainer, hold
+from turnout.double.strategies import Unfreezing, begin, end, hold
+from turnout.double.trainer import TasksTrainer
 from turnout.errors import UserError
 from turnout.files import write_json
 from turnout.hosts.tasks_model import TasksModel
-from turnout.install import install
+from turnout.install import install, uninstall
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks import TASKS, NERConfig
 from turnout.tasks.base import Task
@@ -50,11 +51,12 @@ def train_tasks(
     start = time.perf_counter()
     mixed = fit_tasks(model, data, recipe.train, run.checkpoints, say, progress)
     spent = time.perf_counter() - start
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    _finish(model, recipe)
     save(model, tokenizer, run.model)
     scores = mixed.scores(model)
     for name, score in scores.items():
         say(f"  {name}: {tasks[name].headline} on validation {score:.4f}")
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     cost = {"seconds": round(spent, 1), "trained_parameters": trained, "validation": scores}
     write_json(run.path / "training.json", cost)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -88,10 +90,24 @@ def _model(recipe: TasksRecipe, tasks: Mapping[str, Task[Any]]) -> tuple[TasksMo
         words=any(isinstance(task.config, NERConfig) for task in tasks.values()),
         seed=recipe.train.seed,
     )
-    set_seed(recipe.train.seed)  # of the routers' first weights
+    set_seed(recipe.train.seed)  # of the first weights of all that is new
+    begin(model, recipe.train)
     if recipe.routers:
         install(model, recipe.routers)
     return model, tokenizer
+
+
+def _finish(model: TasksModel, recipe: TasksRecipe) -> None:
+    """Merge what only the training needed into the backbone."""
+    if recipe.train.strategy != "lora":
+        return
+    routers = model.turnout.state_dict() if recipe.routers else None
+    if routers is not None:
+        uninstall(model)
+    end(model, recipe.train)
+    if routers is not None:
+        install(model, recipe.routers)
+        model.turnout.load_state_dict(routers)
 
 
 def fit_tasks(
@@ -106,6 +122,10 @@ def fit_tasks(
     mixed = TasksData(data, config.batch_size, config.sampling, config.temperature, config.seed)
     # an item is a batch: see double/mixing.py
     plain = config.plain().model_copy(update={"batch_size": 1})
+    callbacks = []
+    if config.strategy == "discriminative" and config.unfreeze > 0:
+        hold(model, config)
+        callbacks.append(Unfreezing(model, config.unfreeze))
     fit(
         model,
         mixed,  # type: ignore[arg-type]
@@ -115,6 +135,7 @@ def fit_tasks(
         title="tasks",
         progress=progress,
         say=say,
+        callbacks=callbacks,
         trainer_class=TasksTrainer,
         held=lambda host: hold(host, config),  # type: ignore[arg-type]
         tasks_config=config,

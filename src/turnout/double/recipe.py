@@ -53,3 +53,8 @@ class TasksRecipe(BaseModel):
         """This recipe as YAML, every field written out."""
         page = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         return f"# {comment}\n{page}" if comment else page
+
+
+def names_tasks(path: str | Path) -> bool:
+    """Is this the page of several tasks. Raises UserError where it cannot be read."""
+    return "tasks" in read_page(Path(path)).data

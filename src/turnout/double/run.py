@@ -2,12 +2,13 @@
 
 run.json   format, version, labels by task, recipe      recipe.yaml   the recipe, written out
 model/     backbone, routers and heads                  checkpoints/  of a training under way
+versions/  what updates made of it, current.json says which is in use (see double/versions.py)
 training.json  what training cost, and each task's validation score
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from turnout._version import __version__
+from turnout.double import versions
+from turnout.double.config import TasksMeasureConfig
 from turnout.double.recipe import TasksRecipe
 from turnout.errors import UserError
 from turnout.files import make_folder, read_json, write_json, write_text
@@ -36,8 +39,8 @@ class TasksRun:
 
     @property
     def model(self) -> Path:
-        """Folder of the trained model."""
-        return self.path / "model"
+        """Folder of the model in use."""
+        return versions.folder(self.path, versions.current(self.path))
 
     @property
     def checkpoints(self) -> Path:
@@ -50,6 +53,16 @@ class TasksRun:
             name: TASKS[config.kind](config, self.labels[name])
             for name, config in self.recipe.tasks.items()
         }
+
+    def measure_config(self, overrides: Sequence[str]) -> TasksMeasureConfig:
+        """What to measure: as the recipe says, but for ``field=value`` texts of its measure part.
+
+        Raises UserError for an unknown field or a wrong value.
+        """
+        if not overrides:
+            return self.recipe.measure
+        named = [f"measure.{text.removeprefix('measure.')}" for text in overrides]
+        return TasksRecipe.load(self.path / "recipe.yaml", named, resolve=False).measure
 
     def tokenizer(self) -> Any:
         """The tokenizer, as saved beside the model."""

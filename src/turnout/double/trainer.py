@@ -9,9 +9,8 @@ from torch.utils.data import Sampler
 
 from turnout.double.config import TasksTrainConfig
 from turnout.double.mixing import BatchOrder
+from turnout.double.strategies import scales
 from turnout.double.weighting import weighed
-from turnout.hosts.attach import blocks_of, find_family
-from turnout.hosts.tasks_model import TasksModel
 from turnout.train.trainer import RoutedTrainer
 
 
@@ -27,6 +26,8 @@ class TasksTrainer(RoutedTrainer):
         # batches of a step are of different tasks: each counts by its weight, not by its labels
         self.model_accepts_loss_kwargs = False
         self.args.per_device_eval_batch_size = 1  # an item is a batch
+        host: Any = self.model
+        self._scales = scales(host, tasks_config)
 
     def _parts(
         self, model: nn.Module, inputs: dict[str, Any], outputs: Any, teacher: Tensor | None
@@ -39,29 +40,11 @@ class TasksTrainer(RoutedTrainer):
         return {**parts, "task": own}
 
     def rate_of(self, name: str) -> float:
-        """Heads begin from nothing, the backbone knows much already."""
+        """Heads begin from nothing, the backbone knows much already, its first blocks most."""
         if name.startswith("heads."):
             return self.tasks_config.head_learning_rate
-        return super().rate_of(name)
+        model: Any = self.model
+        return self._scales.get(id(model.get_parameter(name)), 1.0) * super().rate_of(name)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return BatchOrder(self.train_dataset if train_dataset is None else train_dataset)
-
-
-def hold(model: TasksModel, config: TasksTrainConfig) -> None:
-    """Freeze what a config does not let learn."""
-    model.requires_grad_(True)
-    frozen: list[Any] = []
-    if config.backbone == "frozen":
-        frozen = [model.backbone]
-    elif config.backbone == "embeddings":
-        frozen = [model.get_input_embeddings(), getattr(model.backbone, "embeddings", None)]
-    for module in frozen:
-        if isinstance(module, nn.Module):
-            module.requires_grad_(False)
-    for head in model.heads.values():
-        head.log_variance.requires_grad_(config.weighting == "uncertainty")  # type: ignore[operator]
-    if config.blocks:
-        views = blocks_of(model, find_family(model))
-        for view in views:
-            view.module.requires_grad_(view.layer >= view.depth - config.blocks)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from peft import PromptEncoder, PromptEncoderConfig
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -116,6 +117,7 @@ class TasksModel(PreTrainedModel):
         self.backbone = (
             AutoModel.from_config(config, **poolerless(config)) if backbone is None else backbone
         )
+        self.prompt = _prompt(config)
         self.reader = Reader()
         self.heads = nn.ModuleDict()
         self.task: str | None = None
@@ -149,13 +151,28 @@ class TasksModel(PreTrainedModel):
         if labels is not None and len(asked) > 1:
             raise UserError("labels of several tasks in one pass: a batch is of one task")
         kwargs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
-        state_BTD = self.backbone(**kwargs)[0]
+        state_BTD = self._states(kwargs)
         answers = dict(self._answers(state_BTD, attention_mask, asked))
         if len(asked) > 1 or tasks is not None:
             return TasksOutput(logits=answers)
         ((name, logits),) = answers.items()
         head: Any = self.heads[name]
         return TasksOutput(None if labels is None else head.loss(logits, labels), logits)
+
+    def _states(self, inputs: dict[str, Any]) -> Tensor:
+        """What the backbone makes of the texts, (B, T, D), with the prompt before them if any."""
+        if self.prompt is None:
+            return self.backbone(**inputs)[0]
+        ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
+        inputs.pop("token_type_ids", None)  # of the text alone
+        embedded_BTD = self.get_input_embeddings()(ids)
+        count, batch = self.config.turnout_prompt["tokens"], len(ids)
+        places = torch.arange(count, device=ids.device).expand(batch, count)
+        prompt_BPD = self.prompt(places).to(embedded_BTD.dtype)
+        if mask is not None:
+            mask = torch.cat([mask.new_ones(batch, count), mask], 1)
+        both = torch.cat([prompt_BPD, embedded_BTD], 1)
+        return self.backbone(inputs_embeds=both, attention_mask=mask, **inputs)[0][:, count:]
 
     def _asked(
         self, task_ids: Tensor | None, tasks: Sequence[str] | None
@@ -223,6 +240,32 @@ def poolerless(config: Any) -> dict[str, bool]:
     cls = MODEL_MAPPING[type(config)]
     known = inspect.signature(cls.__init__).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
+
+
+def add_prompt(model: TasksModel, kind: str, tokens: int) -> None:
+    """States that are learned, before every text. kind: ``prompt`` or ``p-tuning``."""
+    model.config.turnout_prompt = {"kind": kind, "tokens": tokens}
+    made = _prompt(model.config)
+    assert made is not None
+    model.prompt = made.to(next(model.backbone.parameters()).device)
+
+
+def _prompt(config: Any) -> nn.Module | None:
+    """What makes the prompt that a config asks for: a table, or PEFT's small network."""
+    asked = getattr(config, "turnout_prompt", None)
+    if asked is None:
+        return None
+    width = config.get_text_config().hidden_size
+    if asked["kind"] == "prompt":
+        return nn.Embedding(asked["tokens"], width)
+    made = PromptEncoderConfig(
+        num_virtual_tokens=asked["tokens"],
+        token_dim=width,
+        num_transformer_submodules=1,
+        encoder_hidden_size=width,
+        task_type="FEATURE_EXTRACTION",
+    )
+    return PromptEncoder(made)
 
 
 def with_heads(

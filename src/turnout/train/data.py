@@ -19,7 +19,6 @@ from turnout.tasks.base import Task
 from turnout.train.calibrate import calibrate
 from turnout.train.teacher import teacher_logits
 
-
 CALIBRATION_ROWS, CALIBRATION_PASSES = 256, 5  # of a dial that serves one validation
 
 

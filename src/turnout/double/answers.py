@@ -1,0 +1,73 @@
+"""Answers of several tasks for encoded rows, from as few passes of the backbone as there can be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from turnout.execute.batches import Row, groups_by_length, lengths_of
+from turnout.execute.mode import evaluating
+from turnout.hosts.tasks_model import TasksModel
+
+READ = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def padded(rows: Sequence[Row], tokenizer: Any, device: Any = None) -> dict[str, Tensor]:
+    """What a backbone reads of some rows, as a batch."""
+    columns = {name: [row[name] for row in rows] for name in READ if name in rows[0]}
+    batch = tokenizer.pad(columns, return_tensors="pt")
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+@torch.inference_mode()
+def answers(
+    model: TasksModel,
+    rows: Sequence[Row],
+    tokenizer: Any,
+    tasks: Sequence[str],
+    batch_tokens: int = 4096,
+) -> dict[str, list[np.ndarray]]:
+    """Logits of each task for every row, (C,) or (T, C) of its real tokens: one pass of the
+    backbone for all tasks. Where a router inside the backbone depends on the task there is no such
+    pass: then there is one a task."""
+    found: dict[str, list[Any]] = {name: [None] * len(rows) for name in tasks}
+    together = [[name] for name in tasks] if asks_inside(model) else [list(tasks)]
+    with evaluating(model):
+        for group in groups_by_length(lengths_of(rows), batch_tokens):
+            inputs = padded([rows[i] for i in group], tokenizer, model.device)
+            for names in together:
+                for name, logits in _logits(model, names, inputs).items():
+                    for place, row in zip(group, _each(logits, inputs), strict=True):
+                        found[name][place] = row
+    return found
+
+
+def _logits(
+    model: TasksModel, names: Sequence[str], inputs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    if len(names) > 1 or not asks_inside(model):
+        return model(**inputs, tasks=names).logits
+    ids = torch.full((len(inputs["input_ids"]),), model.tasks.index(names[0]), device=model.device)
+    return {names[0]: model(**inputs, task_ids=ids).logits}
+
+
+def _each(logits: Tensor, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:
+    """The logits of each row, of its real tokens where tokens answer."""
+    values = logits.float().cpu().numpy()
+    if values.ndim == 2:
+        return list(values)
+    masks = inputs["attention_mask"].bool().cpu().numpy()
+    return [value[mask] for value, mask in zip(values, masks, strict=True)]
+
+
+def asks_inside(model: TasksModel) -> bool:
+    """Does a router inside the backbone depend on the task that is asked for."""
+    routing: Any = getattr(model, "turnout", None)
+    return routing is not None and any(
+        getattr(router.config, "asks_task", False) and router.config.site != "output"
+        for router in routing.all_routers()
+    )
