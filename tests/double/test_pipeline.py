@@ -102,7 +102,7 @@ def test_a_stopped_training_goes_on_exactly(tmp_path: Path) -> None:
 
     fit = pipeline.fit
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "fit", lambda *a, **k: fit(*a, callbacks=[Stopper()], **k))
+        patch.setattr(pipeline, "fit", lambda *a, **k: fit(*a, **{**k, "callbacks": [Stopper()]}))
         with pytest.raises(Stop):
             train(tmp_path, "cut", "train.weighting=uncertainty")
     again = train(tmp_path, "cut", "train.weighting=uncertainty").load().state_dict()
@@ -153,17 +153,14 @@ def test_the_command_line_serves_several_tasks(tmp_path: Path) -> None:
     assert [each["tasks"] for each in found["passes"]] == [1, 2]
     for task in found["tasks"]:
         assert len(task["use"]) == 3 and sum(task["use"]) == pytest.approx(1)
-    (tmp_path / "texts.txt").write_text(
-        "Ann met the lovely actor in Rome\nBob met the dull actor\n"
-    )
+    texts = tmp_path / "texts.txt"
+    texts.write_text("Ann met the lovely actor in Rome\nBob met the dull actor\n")
     done = runner.invoke(app, ["predict", out, "--input", str(texts)])
     assert done.exit_code == 0, done.output
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["mood"]["prediction"] for line in lines] == ["positive", "negative"]
     assert [each["text"] for each in lines[0]["names"]["entities"]] == ["Ann", "Rome"]
-    done = runner.invoke(
-        app, ["predict", out, "-i", str(texts), "--tasks", "names"]
-    )
+    done = runner.invoke(app, ["predict", out, "-i", str(texts), "--tasks", "names"])
     assert [list(json.loads(line)) for line in done.stdout.splitlines()] == [["names"]] * 2
     done = runner.invoke(app, ["predict", out, "-i", str(texts), "--tasks", "x"])
     assert done.exit_code == 2 and "has no task 'x'; its tasks are mood, names" in done.output

@@ -99,7 +99,9 @@ def test_lower_blocks_learn_slower(tmp_path: Path) -> None:
     config = TasksTrainConfig(strategy="discriminative", decay=0.5)
     found = {}
     for name, parameter in model.backbone.named_parameters():
-        found.setdefault(part_of(f"backbone.{name}"), set()).add(scales(model, config)[id(parameter)])
+        found.setdefault(part_of(f"backbone.{name}"), set()).add(
+            scales(model, config)[id(parameter)]
+        )
     assert found == {"embeddings": {0.25}, "block 0": {0.5}, "block 1": {1.0}}
     assert scales(model, TasksTrainConfig()) == {}
 

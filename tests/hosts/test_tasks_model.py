@@ -190,8 +190,10 @@ def test_every_kind_of_head_learns(kind: Any, labels: Tensor) -> None:
 
 def test_spans_are_scored_by_both_ends() -> None:
     head: Any = model_of("bert", {"it": HeadConfig(kind="span", width=2)}).heads["it"]
-    logits = torch.full((2, 4, 2), -20.0)
-    logits[0, 1, 0] = logits[0, 3, 1] = logits[1, 0, 0] = 20.0
-    labels = torch.tensor([[1, 3], [0, -100]])
-    assert float(head.loss(logits, labels)) < 1e-6
-    assert float(head.loss(logits, torch.tensor([[2, 3], [0, -100]]))) > 5
+    logits = torch.full((3, 4, 2), -20.0)
+    logits[0, 1, 0] = logits[0, 3, 1] = logits[1, 2] = 20.0
+    logits[0, 0] = 90.0  # of the question: not in the running
+    marks = torch.tensor([[-100, 1, 0, 2], [-100, 0, 3, 0], [-100, 0, 0, 0]])
+    assert float(head.loss(logits, marks)) < 1e-6
+    marks[0] = torch.tensor([-100, 0, 1, 2])
+    assert float(head.loss(logits, marks)) > 5

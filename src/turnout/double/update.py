@@ -97,9 +97,7 @@ def update(
     after = {each: score(model, each, tasks[each], olds[each], tokenizer) for each in tasks}
     new_after = score(model, name, tasks[name], fresh_test, tokenizer)
     fallen = [each for each in tasks if after[each] < before[each] - margin]
-    found = Update(
-        version, name, len(fresh), margin, before, after, new_before, new_after, fallen
-    )
+    found = Update(version, name, len(fresh), margin, before, after, new_before, new_after, fallen)
     _keep(opened, model, tokenizer, found)
     shutil.rmtree(opened.path / "checkpoints", ignore_errors=True)
     _tell(found, tasks, say)
@@ -161,7 +159,9 @@ def _mixed(
         parts = [old.select(np.sort(generator.permutation(len(old))[:count]))]
         if each == name:
             parts = [fresh, *(parts if replay else [])]
-        train = datasets.concatenate_datasets([p.select_columns(parts[0].column_names) for p in parts])
+        train = datasets.concatenate_datasets(
+            [p.select_columns(parts[0].column_names) for p in parts]
+        )
         validation = splits[each]["validation"]
         found[each] = Data(
             task,

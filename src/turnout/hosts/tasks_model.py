@@ -25,6 +25,7 @@ from turnout.units.output import Reader
 HeadKind = Literal["class", "labels", "number", "tag", "span", "vector"]
 PER_TOKEN: frozenset[HeadKind] = frozenset({"tag", "span"})
 IGNORED = -100
+BEGIN, END, BOTH = 1, 2, 3  # marks of an answer's first and last token
 
 
 class HeadConfig(BaseModel):
@@ -63,9 +64,9 @@ class Head(nn.Module):
         return F.normalize(logits, dim=-1) if self.config.kind == "vector" else logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of a batch. labels: (B,) classes; (B, C) of 0 and 1, or numbers; (B, T) tags;
-        (B, 2) first and last token of an answer; (B,) of vectors: those with one number belong
-        together, and all others of the batch are wrong (in-batch negatives)."""
+        """Mean loss of a batch. labels: (B,) classes; (B, C) of 0 and 1, or numbers; (B, T) tags,
+        or marks of an answer (``span_loss``); (B,) of vectors: those with one number belong
+        together, and all others of the batch are wrong (``in_batch``)."""
         logits, kind = logits.float(), self.config.kind
         if kind == "class":
             return F.cross_entropy(logits, labels, ignore_index=IGNORED)
@@ -76,10 +77,21 @@ class Head(nn.Module):
         if kind == "tag":
             return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
         if kind == "span":
-            both = zip(logits.unbind(-1), labels.unbind(-1), strict=True)
-            ends = [F.cross_entropy(at, label, ignore_index=IGNORED) for at, label in both]
-            return torch.stack(ends).mean()
+            return span_loss(logits, labels)
         return in_batch(logits, labels)
+
+
+def span_loss(logits_BT2: Tensor, marks_BT: Tensor) -> Tensor:
+    """Cross-entropy of first and last token over those of the context. marks: IGNORED outside of
+    it, BEGIN, END or BOTH at the answer's ends; rows without an answer count nothing."""
+    losses = []
+    for logits_BT, mark in zip(logits_BT2.unbind(-1), (BEGIN, END), strict=True):
+        logits_BT = logits_BT.masked_fill(marks_BT == IGNORED, -torch.inf)
+        here_BT = (marks_BT == mark) | (marks_BT == BOTH)
+        place_B = torch.where(here_BT.any(1), here_BT.int().argmax(1), IGNORED)
+        each_B = F.cross_entropy(logits_BT, place_B, ignore_index=IGNORED, reduction="sum")
+        losses.append(each_B / (place_B != IGNORED).sum().clamp_min(1))
+    return torch.stack(losses).mean()
 
 
 def in_batch(vector_BD: Tensor, group_B: Tensor, temperature: float = 0.05) -> Tensor:

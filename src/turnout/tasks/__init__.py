@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from turnout.tasks.answers import AnswersConfig as AnswersConfig
+from turnout.tasks.answers import AnswersTask as AnswersTask
 from turnout.tasks.base import Task as Task
 from turnout.tasks.classification import ClassificationConfig as ClassificationConfig
 from turnout.tasks.classification import ClassificationTask as ClassificationTask
@@ -17,11 +19,13 @@ from turnout.tasks.number import NumberConfig as NumberConfig
 from turnout.tasks.number import NumberTask as NumberTask
 
 TASKS = {
+    "answers": AnswersTask,
     "classification": ClassificationTask,
     "labels": LabelsTask,
     "ner": NERTask,
     "number": NumberTask,
 }
 TaskConfig = Annotated[
-    ClassificationConfig | LabelsConfig | NERConfig | NumberConfig, Field(discriminator="kind")
+    AnswersConfig | ClassificationConfig | LabelsConfig | NERConfig | NumberConfig,
+    Field(discriminator="kind"),
 ]

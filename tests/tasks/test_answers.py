@@ -1,0 +1,94 @@
+"""Answers that stand in a text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from turnout import UserError
+from turnout.tasks.answers import AnswersConfig, AnswersTask, best_span
+
+ROWS = [
+    {"question": "the actor", "context": "Ann met the witty actor in Rome", "answer": "Rome"},
+    {"question": "a film", "context": "the film was very slow", "answer": "very slow"},
+    {
+        "question": "a film",
+        "context": "Bob met the actor with a film and a story",
+        "answer": "story",
+    },
+]
+
+
+def task(folder: Path, rows: list[dict[str, Any]] = ROWS, **fields: Any) -> AnswersTask:
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"train": str(path), "validation": str(path), "max_length": 14, **fields}
+    return AnswersTask(AnswersConfig(**fields))
+
+
+def test_answers_are_found_again(tmp_path: Path) -> None:
+    made = task(tmp_path)
+    raw = made.load()["validation"]
+    rows = made.encode(raw, tiny.tokenizer())
+    marks = [np.asarray(row) for row in rows["labels"]]
+    assert [len(m) for m in marks] == [len(ids) for ids in rows["input_ids"]]
+    gold = made.references(raw)
+    assert gold[2] == (-1, -1)  # cut off
+    for row, (first, last) in enumerate(gold[:2]):
+        found = made.describe(raw[row], (first, last))
+        assert found["prediction"] == ROWS[row]["answer"]
+        assert raw[row]["context"][found["start"] :].startswith(ROWS[row]["answer"])
+    logits = []
+    for m, (first, last) in zip(marks, gold, strict=True):
+        each = np.zeros((len(m), 2))
+        if first >= 0:
+            each[first, 0] = each[last, 1] = 9.0
+        logits.append(each)
+    found = [made.predictions(o[None], m[None])[0] for o, m in zip(logits, marks, strict=True)]
+    assert found[:2] == gold[:2]
+    report = made.report(found, gold)
+    assert report == {"exact": pytest.approx(2 / 3), "f1": pytest.approx(2 / 3), "cut_off": 1}
+
+
+def test_f1_counts_tokens_that_overlap() -> None:
+    made = AnswersTask(AnswersConfig(train="x"))
+    assert made.counts([(2, 5)], [(4, 7)])[0].tolist() == [0.0, 2 * 2 / 8, 1.0]
+    assert made.counts([(2, 3)], [(4, 7)])[0].tolist() == [0.0, 0.0, 1.0]
+
+
+def test_the_best_span_is_in_order_and_short() -> None:
+    logits = np.array([[0.0, 9.0], [5.0, 0.0], [0.0, 1.0], [0.0, 4.0]])
+    may = np.array([True, True, True, True])
+    assert best_span(logits, may, 9) == (0, 0) or best_span(logits, may, 9) == (1, 3)
+    logits[0, 1] = 0.0
+    assert best_span(logits, may, 9) == (1, 3)
+    assert best_span(logits, may, 2) == (1, 2)
+    assert best_span(logits, np.array([True, False, True, True]), 9)[0] != 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": "Oslo"}, r"train\.jsonl:1: the answer 'Oslo' does not stand there"),
+        ({"answer": ""}, "the answer '' does not stand there"),
+        ({"answer": None}, "'answer' is None; expected a text"),
+    ],
+)
+def test_mistakes_are_told_by_place(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        task(tmp_path, [{**ROWS[0], **change}, *ROWS[1:]]).load()
+
+
+def test_a_start_picks_one_of_several_places(tmp_path: Path) -> None:
+    row = {"question": "a", "context": "Rome and Rome", "answer": "Rome", "at": 9}
+    made = task(tmp_path, [row, row], start="at")
+    raw = made.load()["validation"]
+    made.encode(raw, tiny.tokenizer())
+    assert made.references(raw)[0] == (5, 5)
+    with pytest.raises(UserError, match="does not stand there"):
+        task(tmp_path, [{**row, "at": 3}], start="at").load()
