@@ -100,7 +100,7 @@ def dies(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
 setattr(module, {name!r}, dies)
-module.update({run!r}, {data!r}, task="mood", say=str, progress=False)
+module.update({run!r}, {data!r}, task="mood", margin=1.0, say=str, progress=False)
 """
 
 

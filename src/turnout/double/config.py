@@ -26,11 +26,11 @@ class TasksTrainConfig(BaseModel):
     ``rank`` by PEFT, merged into the backbone in the end; routers. ``prompt``, ``p-tuning``:
     ``prompt_tokens`` states before the text (Lester et al. 2021, arXiv 2104.08691), made by a small
     network in the latter (Liu et al. 2021, arXiv 2103.10385); routers. freeze_embeddings: of the
-    backbone, whatever the strategy (much faster on a CPU). sampling: how often each task comes: ``proportional`` to its rows, to their power
-    1 / ``temperature``, or ``round-robin``. weighting: of the losses: ``fixed``, by ``weights``, or
-    learned from the tasks' ``uncertainty``. learning_rate: of the backbone; head_learning_rate: of
-    heads; router_learning_rate: of routers and their units. The other fields are those of a recipe
-    of one task.
+    backbone, whatever the strategy (much faster on a CPU). sampling: how often each task comes:
+    ``proportional`` to its rows, to their power 1 / ``temperature``, or ``round-robin``. weighting:
+    of the losses: ``fixed``, by ``weights``, or learned from the tasks' ``uncertainty``.
+    learning_rate: of the backbone; head_learning_rate: of heads; router_learning_rate: of routers
+    and their units. The other fields are those of a recipe of one task.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -159,9 +159,8 @@ def _mixed(
         parts = [old.select(np.sort(generator.permutation(len(old))[:count]))]
         if each == name:
             parts = [fresh, *(parts if replay else [])]
-        train = datasets.concatenate_datasets(
-            [p.select_columns(parts[0].column_names) for p in parts]
-        )
+        names = parts[0].column_names
+        train = datasets.concatenate_datasets([part.select_columns(names) for part in parts])
         validation = splits[each]["validation"]
         found[each] = Data(
             task,
