@@ -61,16 +61,22 @@ def load(path: str | Path, overrides: Sequence[str] = (), resolve: bool = True) 
 P = TypeVar("P", bound=BaseModel)
 
 
-def checked(page: Page, kind: type[P], tasks: Sequence[Loc], resolve: bool = True) -> P:
-    """A page as a recipe of some kind. tasks: where those stand that name files. Raises UserError
-    as ``load``."""
+def checked(
+    page: Page,
+    kind: type[P],
+    tasks: Sequence[Loc],
+    resolve: bool = True,
+    models: Sequence[Loc] = (("model",),),
+) -> P:
+    """A page as a recipe of some kind. tasks: where those stand that name files. models: fields
+    that name models. Raises UserError as ``load``."""
     try:
         # through JSON: strict about types there, yet a list may fill a tuple
         kind.model_validate_json(json.dumps(page.data, default=str), strict=True)
     except ValidationError as error:
         raise UserError(explain(error, page, schema(kind))) from None
     if resolve:
-        _resolve(page, tasks, page.path.resolve().parent)
+        _resolve(page, tasks, models, page.path.resolve().parent)
     return kind.model_validate_json(json.dumps(page.data), strict=True)
 
 
@@ -82,16 +88,14 @@ def schema(kind: type[BaseModel] = Recipe) -> dict[str, Any]:
     }
 
 
-def _resolve(page: Page, tasks: Sequence[Loc], folder: Path) -> None:
+def _resolve(page: Page, tasks: Sequence[Loc], models: Sequence[Loc], folder: Path) -> None:
     """Make the paths of a page absolute; what can only be a name on the Hub stays a name."""
-    for task in tasks:
+    for field in [*((*task, name) for task in tasks for name in FILES), *models]:
         section: Any = page.data
-        for part in task:
-            section = section[part]
-        for name in FILES:
-            if section.get(name) is not None:
-                section[name] = _resolved(page, (*task, name), section[name], folder)
-    page.data["model"] = _resolved(page, ("model",), page.data["model"], folder)
+        for part in field[:-1]:
+            section = section.get(part) or {}
+        if section.get(field[-1]) is not None:
+            section[field[-1]] = _resolved(page, field, section[field[-1]], folder)
 
 
 def _resolved(page: Page, field: Loc, value: str, folder: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import transformers as hf
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 from typer.testing import CliRunner
@@ -164,3 +165,29 @@ def test_the_command_line_serves_several_tasks(tmp_path: Path) -> None:
     assert [list(json.loads(line)) for line in done.stdout.splitlines()] == [["names"]] * 2
     done = runner.invoke(app, ["predict", out, "-i", str(texts), "--tasks", "x"])
     assert done.exit_code == 2 and "has no task 'x'; its tasks are mood, names" in done.output
+
+
+def test_a_language_model_is_the_routing_layer(tmp_path: Path) -> None:
+    path = save_recipe(tmp_path)
+    sizes = dict(vocab_size=50, hidden_size=12, num_hidden_layers=3, num_attention_heads=2)
+    more = dict(num_key_value_heads=1, head_dim=6, intermediate_size=20)
+    torch.manual_seed(0)
+    hf.LlamaModel(hf.LlamaConfig(**sizes, **more)).save_pretrained(tmp_path / "language")
+    path.write_text(path.read_text() + "bridge: {model: language, layers: 2}\n")
+    run = train(tmp_path, "run", "train.epochs=2")
+    model = run.load()
+    assert len(model.bridge.blocks.layers) == 2 and bool(model.bridge.scale != 0)
+    assert model.bridge.blocks.get_input_embeddings().num_embeddings == 1
+    before = load_file(tmp_path / "language" / "model.safetensors")
+    blocks = model.bridge.blocks.state_dict()
+    assert torch.equal(blocks["layers.1.mlp.up_proj.weight"], before["layers.1.mlp.up_proj.weight"])
+    ids = torch.tensor([[2, 5, 9, 3]])
+    with torch.no_grad():
+        first = model(input_ids=ids, tasks=["names"]).logits["names"]
+        torch.testing.assert_close(run.load()(input_ids=ids, tasks=["names"]).logits["names"], first)
+        model.bridge.scale.zero_()
+        other = model(input_ids=ids, tasks=["names"]).logits["names"]
+    assert not torch.allclose(first, other, atol=1e-3)
+    whole = train(tmp_path, "whole", "bridge.frozen=false", "train.epochs=1")
+    moved = whole.load().bridge.blocks.state_dict()["layers.1.mlp.up_proj.weight"]
+    assert not torch.equal(moved, before["layers.1.mlp.up_proj.weight"])

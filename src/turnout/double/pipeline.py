@@ -18,14 +18,14 @@ from turnout.double.strategies import Unfreezing, begin, end, hold
 from turnout.double.trainer import TasksTrainer
 from turnout.errors import UserError
 from turnout.files import write_json
-from turnout.hosts.tasks_model import TasksModel
+from turnout.hosts.tasks_model import TasksModel, add_bridge
 from turnout.install import install, uninstall
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks import TASKS, NERConfig
 from turnout.tasks.base import Task
 from turnout.train.data import Data, encode
 from turnout.train.fit import fit
-from turnout.train.host import open_backbone
+from turnout.train.host import open_backbone, open_language_model
 from turnout.train.saving import save
 
 Say = Callable[[str], None]
@@ -49,7 +49,8 @@ def train_tasks(
     labels = {name: task.labels for name, task in tasks.items()}
     run = start_tasks_run(out, recipe, labels)
     start = time.perf_counter()
-    mixed = fit_tasks(model, data, recipe.train, run.checkpoints, say, progress)
+    frozen = recipe.bridge is None or recipe.bridge.frozen
+    mixed = fit_tasks(model, data, recipe.train, run.checkpoints, say, progress, frozen)
     spent = time.perf_counter() - start
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     _finish(model, recipe)
@@ -92,6 +93,8 @@ def _model(recipe: TasksRecipe, tasks: Mapping[str, Task[Any]]) -> tuple[TasksMo
     )
     set_seed(recipe.train.seed)  # of the first weights of all that is new
     begin(model, recipe.train)
+    if recipe.bridge is not None:
+        add_bridge(model, open_language_model(recipe.bridge.model), recipe.bridge.layers)
     if recipe.routers:
         install(model, recipe.routers)
     return model, tokenizer
@@ -117,8 +120,9 @@ def fit_tasks(
     checkpoints: Path,
     say: Say = print,
     progress: bool = True,
+    bridge_frozen: bool = True,
 ) -> TasksData:
-    """Train a model of tasks in place on encoded data."""
+    """Train a model of tasks in place on encoded data. bridge_frozen: see ``hold``."""
     mixed = TasksData(data, config.batch_size, config.sampling, config.temperature, config.seed)
     # an item is a batch: see double/mixing.py
     plain = config.plain().model_copy(update={"batch_size": 1})
@@ -137,7 +141,7 @@ def fit_tasks(
         say=say,
         callbacks=callbacks,
         trainer_class=TasksTrainer,
-        held=lambda host: hold(host, config),  # type: ignore[arg-type]
+        held=lambda host: hold(host, config, bridge_frozen),  # type: ignore[arg-type]
         tasks_config=config,
     )
     return mixed

@@ -18,15 +18,27 @@ from turnout.tasks import TaskConfig
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 
 
+class BridgeConfig(BaseModel):
+    """A language model as the routing layer. model: folder, packaged name or name on the Hub.
+    layers: of its first blocks; None = all. frozen: only the projections around them learn."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Annotated[str, Field(min_length=1)]
+    layers: Annotated[int, Field(gt=0)] | None = None
+    frozen: bool = True
+
+
 class TasksRecipe(BaseModel):
     """One backbone: tasks by name, the routers between it and their heads (or inside of it), how to
-    train and what to measure."""
+    train and what to measure. bridge: a language model between backbone and routers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Annotated[str, Field(min_length=1)]
     tasks: Annotated[dict[Name, TaskConfig], Field(min_length=1)]
     routers: list[AnyRouterConfig] = []
+    bridge: BridgeConfig | None = None
     train: TasksTrainConfig = TasksTrainConfig()
     measure: TasksMeasureConfig = TasksMeasureConfig()
 
@@ -47,7 +59,8 @@ class TasksRecipe(BaseModel):
         page = read_page(Path(path), overrides)
         tasks = page.data.get("tasks")
         names = list(tasks) if isinstance(tasks, dict) else []
-        return checked(page, cls, [("tasks", name) for name in names], resolve)
+        models = [("model",), ("bridge", "model")]
+        return checked(page, cls, [("tasks", name) for name in names], resolve, models)
 
     def text(self, comment: str = "") -> str:
         """This recipe as YAML, every field written out."""

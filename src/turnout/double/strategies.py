@@ -42,8 +42,9 @@ def end(model: TasksModel, config: TasksTrainConfig) -> None:
         setattr(model.backbone.get_submodule(above), last, merging.get_base_layer())
 
 
-def hold(model: TasksModel, config: TasksTrainConfig) -> None:
-    """Freeze what a strategy does not let learn. Raises UserError where ``named`` names nothing."""
+def hold(model: TasksModel, config: TasksTrainConfig, bridge_frozen: bool = True) -> None:
+    """Freeze what a strategy does not let learn, and the blocks of a bridge where asked. Raises
+    UserError where ``named`` names nothing."""
     model.requires_grad_(True)
     strategy = config.strategy
     if strategy in FROZEN:
@@ -59,6 +60,8 @@ def hold(model: TasksModel, config: TasksTrainConfig) -> None:
         for module in embeddings:
             if isinstance(module, nn.Module):
                 module.requires_grad_(False)
+    if model.bridge is not None and bridge_frozen:
+        model.bridge.blocks.requires_grad_(False)
     for head in model.heads.values():
         noise: Any = head.log_variance
         noise.requires_grad_(config.weighting == "uncertainty")

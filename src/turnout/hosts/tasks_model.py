@@ -16,10 +16,11 @@ from peft import PromptEncoder, PromptEncoderConfig
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from turnout.errors import UserError
+from turnout.hosts.bridge import Bridge, bridge_of
 from turnout.units.output import Reader
 
 HeadKind = Literal["class", "labels", "number", "tag", "span", "vector"]
@@ -130,6 +131,7 @@ class TasksModel(PreTrainedModel):
             AutoModel.from_config(config, **poolerless(config)) if backbone is None else backbone
         )
         self.prompt = _prompt(config)
+        self.bridge = _bridge(config)
         self.reader = Reader()
         self.heads = nn.ModuleDict()
         self.task: str | None = None
@@ -164,6 +166,8 @@ class TasksModel(PreTrainedModel):
             raise UserError("labels of several tasks in one pass: a batch is of one task")
         kwargs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
         state_BTD = self._states(kwargs)
+        if self.bridge is not None:
+            state_BTD = self.bridge(state_BTD, attention_mask)
         answers = dict(self._answers(state_BTD, attention_mask, asked))
         if len(asked) > 1 or tasks is not None:
             return TasksOutput(logits=answers)
@@ -252,6 +256,23 @@ def poolerless(config: Any) -> dict[str, bool]:
     cls = MODEL_MAPPING[type(config)]
     known = inspect.signature(cls.__init__).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
+
+
+def add_bridge(model: TasksModel, language_model: PreTrainedModel, layers: int | None) -> None:
+    """Put the first blocks of a language model between backbone and heads; None = all."""
+    width = model.config.get_text_config().hidden_size
+    model.bridge, config = bridge_of(width, language_model, layers)
+    model.bridge.to(next(model.backbone.parameters()).device)
+    model.config.turnout_bridge = config.to_dict()
+
+
+def _bridge(config: Any) -> Bridge | None:
+    """The empty bridge that a config asks for."""
+    asked = getattr(config, "turnout_bridge", None)
+    if asked is None:
+        return None
+    made = AutoConfig.for_model(**asked)
+    return Bridge(config.get_text_config().hidden_size, made)
 
 
 def add_prompt(model: TasksModel, kind: str, tokens: int) -> None:

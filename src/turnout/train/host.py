@@ -127,6 +127,18 @@ def open_backbone(
     return with_heads(backbone, heads, seed), tokenizer
 
 
+def open_language_model(name: str) -> PreTrainedModel:
+    """The blocks of a causal language model, in float32. Raises UserError as ``open_host``."""
+    source = locate(name)
+    if Path(source).is_dir():
+        check_weights(Path(source))
+    try:
+        with quiet_loading():
+            return AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _absent(name, source, error) from None
+
+
 def open_tokenizer(name: str, words: bool = False) -> Any:
     """The tokenizer of a host, padding on the right. words: it will be given words, one by one,
     which byte-level tokenizers read as in a sentence only with a space before each."""
