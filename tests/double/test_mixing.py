@@ -61,3 +61,14 @@ def test_validation_takes_every_row_once_in_order() -> None:
 def test_a_task_without_rows_is_named() -> None:
     with pytest.raises(UserError, match="task 'empty' has no rows"):
         Batches({**ROWS, "empty": []}, 8)
+
+
+def test_rows_that_belong_together_stay_so() -> None:
+    batches = Batches({"pairs": ROWS["long"]}, 8, together={"pairs": 2})
+    seen = []
+    for place in range(len(batches)):
+        numbers = [row["n"] for row in batches[place][1]]
+        assert len(numbers) == 8 and all(n % 2 == 0 for n in numbers[::2])
+        assert numbers[1::2] == [n + 1 for n in numbers[::2]]
+        seen += numbers
+    assert sorted(seen) == list(range(160))

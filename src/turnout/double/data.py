@@ -52,6 +52,7 @@ class TasksData:
             sampling=self.sampling,
             temperature=self.temperature,
             seed=self.seed,
+            together={name: data.task.together for name, data in self.each.items()},
         )
 
     @property

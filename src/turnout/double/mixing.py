@@ -30,8 +30,9 @@ class Batches(Dataset[tuple[int, list[dict[str, Any]]]]):
     """Batches as items: (place of the task, its rows). Which ones there are is a function of the
     seed and the epoch alone, so a training that goes on sees what it would have seen.
 
-    rows: encoded, by task. size: rows of a batch. shuffled: False takes every row once, in order.
-    An epoch has as many batches as all rows fill. Raises UserError for a task without rows.
+    rows: encoded, by task. together: by task, how many of its rows stay side by side; 1 where it
+    says nothing. size: rows of a batch. shuffled: False takes every row once, in order. An epoch
+    has as many batches as all rows fill. Raises UserError for a task without rows.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class Batches(Dataset[tuple[int, list[dict[str, Any]]]]):
         temperature: float = 2.0,
         seed: int = 0,
         shuffled: bool = True,
+        together: Mapping[str, int] | None = None,
     ) -> None:
         empty = [name for name, each in rows.items() if not len(each)]
         if empty:
             raise UserError(f"task {empty[0]!r} has no rows")
         self.rows, self.size, self.seed, self.shuffled = list(rows.values()), size, seed, shuffled
         self.sizes = [len(each) for each in self.rows]
+        self.together = [(together or {}).get(name, 1) for name in rows]
         self.share = shares(self.sizes, sampling, temperature)
         self.lengths = [np.array([len(row["input_ids"]) for row in each]) for each in self.rows]
         self.arrange(0)
@@ -75,18 +78,20 @@ class Batches(Dataset[tuple[int, list[dict[str, Any]]]]):
     def _drawn(self, task: int, count: int, generator: np.random.Generator) -> list[np.ndarray]:
         """So many batches of a task: its rows in random order, again and again; rows of like length
         together, to hold little padding."""
-        need, parts = count * self.size, list[np.ndarray]()
+        group = self.together[task]
+        size = max(1, self.size // group)
+        need, parts = count * size, list[np.ndarray]()
         while sum(map(len, parts)) < need:
-            parts.append(generator.permutation(self.sizes[task]))
+            parts.append(generator.permutation(self.sizes[task] // group))
         if not parts:
             return []
         order = np.concatenate(parts)[:need]
         batches = list[np.ndarray]()
-        for start in range(0, need, POOL * self.size):
-            pool = order[start : start + POOL * self.size]
-            pool = pool[np.argsort(self.lengths[task][pool], kind="stable")]
-            batches += np.split(pool, range(self.size, len(pool), self.size))
-        return batches
+        for start in range(0, need, POOL * size):
+            pool = order[start : start + POOL * size]
+            pool = pool[np.argsort(self.lengths[task][pool * group], kind="stable")]
+            batches += np.split(pool, range(size, len(pool), size))
+        return [(batch[:, None] * group + np.arange(group)).flatten() for batch in batches]
 
     def __len__(self) -> int:
         return len(self._plan)

@@ -17,6 +17,8 @@ from turnout.tasks.ner import NERConfig as NERConfig
 from turnout.tasks.ner import NERTask as NERTask
 from turnout.tasks.number import NumberConfig as NumberConfig
 from turnout.tasks.number import NumberTask as NumberTask
+from turnout.tasks.ranking import RankingConfig as RankingConfig
+from turnout.tasks.ranking import RankingTask as RankingTask
 
 TASKS = {
     "answers": AnswersTask,
@@ -24,8 +26,14 @@ TASKS = {
     "labels": LabelsTask,
     "ner": NERTask,
     "number": NumberTask,
+    "ranking": RankingTask,
 }
 TaskConfig = Annotated[
-    AnswersConfig | ClassificationConfig | LabelsConfig | NERConfig | NumberConfig,
+    AnswersConfig
+    | ClassificationConfig
+    | LabelsConfig
+    | NERConfig
+    | NumberConfig
+    | RankingConfig,
     Field(discriminator="kind"),
 ]

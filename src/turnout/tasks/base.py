@@ -37,9 +37,11 @@ C = TypeVar("C", bound=DataConfig)
 
 class Task(ABC, Generic[C]):
     """One task of one recipe. `labels[i]` is the name of class i; empty until `load` finds them,
-    unless a saved run gives them."""
+    unless a saved run gives them. together: so many encoded rows, one after the other, belong into
+    one batch."""
 
     headline: ClassVar[str]
+    together: ClassVar[int] = 1
     model_class: ClassVar[Any]
 
     def __init__(self, config: C, labels: Sequence[str] | None = None):
