@@ -129,6 +129,15 @@ def _files(parts: dict[str, list[Pair]], out: Path, seed: int, max_length: int) 
     return task
 
 
+def jsonl_pairs(path: Path, rows: Iterable[tuple[Pair, str]]) -> None:
+    """Pairs of texts and their label, as ``text``, ``other`` and ``label``."""
+    lines = [
+        json.dumps({"text": one, "other": two, "label": label}, ensure_ascii=False)
+        for (one, two), label in rows
+    ]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
 def _jsonl(rows: Iterable[Pair]) -> str:
     return "".join(
         json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n"

@@ -1,0 +1,144 @@
+"""One frozen backbone answers six tasks in one pass: what that costs in time, quality and memory.
+
+Contenders: one frozen MiniLM with a routing layer (experts weighed by input and task) and six
+heads, trained on all tasks at once; the same with heads alone; six full fine-tunings, a model a
+task; six LoRA fine-tunings, an adapter a task. Time is that of one pass over texts of all tasks
+that answers 1 to 6 of them, in turns.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from common import Benchmark, Row, goal, main
+from frontier_claim import WORK, named
+from tasks_here import judged, run_of, seconds_of, six_tasks
+
+from turnout.double.results import TasksResults
+from turnout.double.run import TasksRun
+
+ROUTING = {
+    "kind": "mixture",
+    "reads": "both",
+    "adapters": 8,
+    "top": 2,
+    "granularity": "token",
+    "inner": 384,
+}
+JOINT: dict[str, dict[str, Any]] = {
+    "routing layer": {"strategy": "router", "routers": [ROUTING]},
+    "heads alone": {"strategy": "head", "routers": []},
+}
+ALONE: dict[str, dict[str, Any]] = {
+    "full": {"strategy": "full", "freeze_embeddings": True, "learning_rate": 2e-4},
+    "lora": {"strategy": "lora", "rank": 8, "learning_rate": 1e-3},
+}
+SLACK = 0.05  # of a pass, that a task more may take
+
+
+def settings(seed: int, quick: bool) -> dict[str, Any]:
+    """What all contenders share."""
+    return {
+        "epochs": 1.0 if quick else 3.0,
+        "dropout": 0.0,
+        "seed": seed,
+        "evaluate_every": 100_000,
+        "router_learning_rate": 2e-3,
+        "head_learning_rate": 2e-3,
+    }
+
+
+def rows_of(name: str, seed: int, run: TasksRun, found: TasksResults) -> list[Row]:
+    """A row a task, and with several tasks a row a pass."""
+    shared: Row = {"contender": name, "seed": seed}
+    cost = {"training_seconds": seconds_of(run), "parameters": found.parameters}
+    rows: list[Row] = [
+        {
+            **shared,
+            "task": task.name,
+            "metric": task.metric,
+            "quality": task.quality,
+            "low": task.low,
+            "high": task.high,
+            "use": task.use,
+            **cost,
+        }
+        for task in found.tasks
+    ]
+    if len(found.tasks) > 1:
+        rows += [
+            {
+                **shared,
+                "tasks": each.tasks,
+                "ratio": each.ratio,
+                "ratio_low": each.low,
+                "ratio_high": each.high,
+                "seconds": each.seconds,
+            }
+            for each in found.passes
+        ]
+    return rows
+
+
+def verdict(rows: list[Row]) -> dict[str, Row]:
+    """Time by number of tasks; quality beside models of one task; parameters stored."""
+    entries: dict[str, Row] = {}
+    timed = [row for row in rows if "ratio" in row and row["contender"] == "routing layer"]
+    for count in sorted({row["tasks"] for row in timed}):
+        ratios = [row["ratio"] for row in timed if row["tasks"] == count]
+        entry = goal(statistics.fmean(ratios), at_most=1 + SLACK * count)
+        entry["over_seeds"] = {"low": min(ratios), "high": max(ratios)}
+        entries[f"a pass that answers {count} of the tasks, as a multiple of one"] = entry
+    judged_rows = [row for row in rows if "task" in row]
+    for other in (*ALONE, "heads alone"):
+        for task in dict.fromkeys(row["task"] for row in judged_rows):
+            gains = [
+                _quality(judged_rows, "routing layer", task, seed)
+                - _quality(judged_rows, other, task, seed)
+                for seed in sorted({row["seed"] for row in judged_rows})
+            ]
+            entry = goal(statistics.fmean(gains), at_least=0)
+            entry["over_seeds"] = {"low": min(gains), "high": max(gains)}
+            entries[f"{task}: routing layer minus {other}"] = entry
+    return entries
+
+
+def _quality(rows: list[Row], contender: str, task: str, seed: int) -> float:
+    return next(
+        row["quality"]
+        for row in rows
+        if (row["contender"], row["task"], row["seed"]) == (contender, task, seed)
+    )
+
+
+def measured(benchmark: Benchmark, folder: Path, seed: int) -> None:
+    """All contenders of a seed."""
+    tasks = six_tasks(benchmark.folder, folder.with_name(f"{folder.name}-data"), seed, benchmark.quick)
+    shared = settings(seed, benchmark.quick)
+    for name, own in JOINT.items():
+        if benchmark.find(contender=name, seed=seed) is None:
+            fields = {**shared, **own}
+            routers = fields.pop("routers")
+            run = run_of(folder / name.replace(" ", "-"), tasks, fields, routers)
+            benchmark.add(rows_of(name, seed, run, judged(run)))
+    for name, own in ALONE.items():
+        for task, config in tasks.items():
+            if benchmark.find(contender=name, seed=seed, task=task) is None:
+                run = run_of(folder / f"{name}-{task}", {task: config}, {**shared, **own})
+                benchmark.add(rows_of(name, seed, run, judged(run)))
+
+
+def run() -> None:
+    benchmark = Benchmark("many_tasks", "six tasks in one pass of a frozen backbone", (0, 1, 2))
+    for seed in benchmark.seeds:
+        measured(benchmark, WORK / named("many-tasks", seed, benchmark.quick), seed)
+    benchmark.finish(
+        verdict(benchmark.rows),
+        ["Not met in an entry on quality means: a model of its own does better on that task."],
+    )
+
+
+if __name__ == "__main__":
+    main(run)
