@@ -11,6 +11,7 @@ import tiny
 import torch
 import transformers as hf
 from safetensors.torch import load_file
+from tokenizers import normalizers
 from transformers import TrainerCallback
 from typer.testing import CliRunner
 
@@ -18,6 +19,7 @@ from turnout import UserError
 from turnout.cli import app
 from turnout.double import pipeline
 from turnout.double.pipeline import train_tasks
+from turnout.double.predict import predict_tasks
 from turnout.double.recipe import TasksRecipe
 from turnout.double.run import check_labels, open_tasks_run
 from turnout.files import read_json
@@ -191,3 +193,29 @@ def test_a_language_model_is_the_routing_layer(tmp_path: Path) -> None:
     whole = train(tmp_path, "whole", "bridge.frozen=false", "train.epochs=1")
     moved = whole.load().bridge.blocks.state_dict()["layers.1.mlp.up_proj.weight"]
     assert not torch.equal(moved, before["layers.1.mlp.up_proj.weight"])
+
+
+def test_casing_tells_names_apart(tmp_path: Path) -> None:
+    """Names that are words too, but for their first letter: an uncased host alone cannot know."""
+    save_recipe(tmp_path)
+    made: Any = tiny.tokenizer()
+    made.backend_tokenizer.normalizer = normalizers.Lowercase()
+    made.save_pretrained(tmp_path / "host")
+    generator = torch.Generator().manual_seed(0)
+    for name in ("train", "validation", "test"):
+        blocks = []
+        for _ in range(48):
+            picks = torch.randint(len(tiny.FILLER), (5,), generator=generator).tolist()
+            upper = (torch.rand(5, generator=generator) < 0.3).tolist()
+            words = [tiny.FILLER[n].title() if up else tiny.FILLER[n] for n, up in zip(picks, upper, strict=True)]
+            tags = ["B-PER" if up else "O" for up in upper]
+            blocks.append("\n".join(f"{w} {t}" for w, t in zip(words, tags, strict=True)))
+        (tmp_path / f"{name}.conll").write_text("\n\n".join(blocks) + "\n")
+    scores = {}
+    for casing in ("true", "false"):
+        run = train(tmp_path, f"run-{casing}", f"casing={casing}", "train.epochs=8")
+        scores[casing] = read_json(run.path / "training.json")["validation"]["names"]
+    assert scores["true"] > 0.95 and scores["false"] < 0.6
+    (tmp_path / "new.txt").write_text("the Film was The story\n")
+    (line,) = predict_tasks(tmp_path / "run-true", str(tmp_path / "new.txt"), tasks=["names"])
+    assert [e["text"] for e in json.loads(line)["names"]["entities"]] == ["Film", "The"]

@@ -13,7 +13,7 @@ from turnout.execute.batches import Row, groups_by_length, lengths_of
 from turnout.execute.mode import evaluating
 from turnout.hosts.tasks_model import TasksModel
 
-READ = ("input_ids", "attention_mask", "token_type_ids")
+READ = ("input_ids", "attention_mask", "token_type_ids", "case_ids")
 
 
 def padded(rows: Sequence[Row], tokenizer: Any, device: Any = None) -> dict[str, Tensor]:

@@ -18,11 +18,12 @@ from turnout.double.strategies import Unfreezing, begin, end, hold
 from turnout.double.trainer import TasksTrainer
 from turnout.errors import UserError
 from turnout.files import write_json
-from turnout.hosts.tasks_model import TasksModel, add_bridge
+from turnout.hosts.tasks_model import TasksModel, add_bridge, add_cases
 from turnout.install import install, uninstall
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks import TASKS, NERConfig
 from turnout.tasks.base import Task
+from turnout.tasks.casing import CASES, cased
 from turnout.train.data import Data, encode
 from turnout.train.fit import fit
 from turnout.train.host import open_backbone, open_language_model
@@ -92,6 +93,9 @@ def _model(recipe: TasksRecipe, tasks: Mapping[str, Task[Any]]) -> tuple[TasksMo
         seed=recipe.train.seed,
     )
     set_seed(recipe.train.seed)  # of the first weights of all that is new
+    if recipe.casing:
+        tokenizer = cased(tokenizer)
+        add_cases(model, len(CASES))
     begin(model, recipe.train)
     if recipe.bridge is not None:
         add_bridge(model, open_language_model(recipe.bridge.model), recipe.bridge.layers)

@@ -31,7 +31,8 @@ class BridgeConfig(BaseModel):
 
 class TasksRecipe(BaseModel):
     """One backbone: tasks by name, the routers between it and their heads (or inside of it), how to
-    train and what to measure. bridge: a language model between backbone and routers."""
+    train and what to measure. bridge: a language model between backbone and routers. casing: tell
+    the backbone how words are written, where its tokenizer lowers all letters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,6 +40,7 @@ class TasksRecipe(BaseModel):
     tasks: Annotated[dict[Name, TaskConfig], Field(min_length=1)]
     routers: list[AnyRouterConfig] = []
     bridge: BridgeConfig | None = None
+    casing: bool = False
     train: TasksTrainConfig = TasksTrainConfig()
     measure: TasksMeasureConfig = TasksMeasureConfig()
 

@@ -24,6 +24,7 @@ from turnout.files import make_folder, read_json, write_json, write_text
 from turnout.hosts.tasks_model import TasksModel
 from turnout.tasks import TASKS
 from turnout.tasks.base import Task
+from turnout.tasks.casing import cased
 from turnout.train import saving
 
 FORMAT, KIND = 1, "tasks"
@@ -66,7 +67,8 @@ class TasksRun:
 
     def tokenizer(self) -> Any:
         """The tokenizer, as saved beside the model."""
-        return saving.load_tokenizer(self._trained())
+        tokenizer = saving.load_tokenizer(self._trained())
+        return cased(tokenizer) if self.recipe.casing else tokenizer
 
     def load(self) -> TasksModel:
         """The trained model, in eval mode."""

@@ -130,6 +130,7 @@ class TasksModel(PreTrainedModel):
         self.backbone = (
             AutoModel.from_config(config, **poolerless(config)) if backbone is None else backbone
         )
+        self.case = _cases(config)
         self.prompt = _prompt(config)
         self.bridge = _bridge(config)
         self.reader = Reader()
@@ -156,16 +157,18 @@ class TasksModel(PreTrainedModel):
         task_ids: Tensor | None = None,
         tasks: Sequence[str] | None = None,
         labels: Tensor | None = None,
+        case_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> TasksOutput:
         """task_ids: the task of each text, (B,), as a place in ``tasks``. tasks: every text asks
-        for all of these. Neither = all ask for ``task``. labels: of one task. Raises UserError
-        where nothing is asked for, for an unknown task, and for labels of several."""
+        for all of these. Neither = all ask for ``task``. labels: of one task. case_ids: how each
+        token's word is written, (B, T) (see tasks/casing.py). Raises UserError where nothing is
+        asked for, for an unknown task, and for labels of several."""
         asked = self._asked(task_ids, tasks)
         if labels is not None and len(asked) > 1:
             raise UserError("labels of several tasks in one pass: a batch is of one task")
         kwargs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
-        state_BTD = self._states(kwargs)
+        state_BTD = self._states(kwargs, case_ids)
         if self.bridge is not None:
             state_BTD = self.bridge(state_BTD, attention_mask)
         answers = dict(self._answers(state_BTD, attention_mask, asked))
@@ -175,13 +178,20 @@ class TasksModel(PreTrainedModel):
         head: Any = self.heads[name]
         return TasksOutput(None if labels is None else head.loss(logits, labels), logits)
 
-    def _states(self, inputs: dict[str, Any]) -> Tensor:
-        """What the backbone makes of the texts, (B, T, D), with the prompt before them if any."""
-        if self.prompt is None:
+    def _states(self, inputs: dict[str, Any], case_ids: Tensor | None) -> Tensor:
+        """What the backbone makes of the texts, (B, T, D), with what is added to their words and
+        the prompt before them, if any."""
+        cased = self.case is not None and case_ids is not None
+        if self.prompt is None and not cased:
             return self.backbone(**inputs)[0]
-        ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
-        inputs.pop("token_type_ids", None)  # of the text alone
+        ids = inputs.pop("input_ids")
         embedded_BTD = self.get_input_embeddings()(ids)
+        if cased:
+            embedded_BTD = embedded_BTD + self.case(case_ids).to(embedded_BTD.dtype)  # type: ignore[misc]
+        if self.prompt is None:
+            return self.backbone(inputs_embeds=embedded_BTD, **inputs)[0]
+        mask = inputs.pop("attention_mask")
+        inputs.pop("token_type_ids", None)  # of the text alone
         count, batch = self.config.turnout_prompt["tokens"], len(ids)
         places = torch.arange(count, device=ids.device).expand(batch, count)
         prompt_BPD = self.prompt(places).to(embedded_BTD.dtype)
@@ -273,6 +283,20 @@ def _bridge(config: Any) -> Bridge | None:
         return None
     made = AutoConfig.for_model(**asked)
     return Bridge(config.get_text_config().hidden_size, made)
+
+
+def add_cases(model: TasksModel, count: int) -> None:
+    """A vector for each class of ``case_ids``, added to the embeddings of words; 0 at first."""
+    model.config.turnout_cases = count
+    made = _cases(model.config)
+    assert made is not None
+    nn.init.zeros_(made.weight)
+    model.case = made.to(next(model.backbone.parameters()).device)
+
+
+def _cases(config: Any) -> nn.Embedding | None:
+    count = getattr(config, "turnout_cases", None)
+    return None if count is None else nn.Embedding(count, config.get_text_config().hidden_size)
 
 
 def add_prompt(model: TasksModel, kind: str, tokens: int) -> None:
