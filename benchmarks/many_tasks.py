@@ -115,7 +115,9 @@ def _quality(rows: list[Row], contender: str, task: str, seed: int) -> float:
 
 def measured(benchmark: Benchmark, folder: Path, seed: int) -> None:
     """All contenders of a seed."""
-    tasks = six_tasks(benchmark.folder, folder.with_name(f"{folder.name}-data"), seed, benchmark.quick)
+    tasks = six_tasks(
+        benchmark.folder, folder.with_name(f"{folder.name}-data"), seed, benchmark.quick
+    )
     shared = settings(seed, benchmark.quick)
     for name, own in JOINT.items():
         if benchmark.find(contender=name, seed=seed) is None:

@@ -129,7 +129,8 @@ def _measure_tasks(run: Path, overrides: list[str], quiet: bool) -> None:
     from turnout.double.table import tables
 
     opened = open_tasks_run(run)
-    results = measure_tasks(opened, opened.measure_config(overrides), say=_sayer(quiet))
+    config = opened.measure_config(overrides)
+    results = measure_tasks(opened, config, say=_sayer(quiet), progress=_bars(quiet))
     results.save(run / "results.json")
     _stdout().print(tables(results))
     _stderr().print(f"results: {run}/results.json", highlight=False)

@@ -22,6 +22,7 @@ from turnout.double.pipeline import train_tasks
 from turnout.double.predict import predict_tasks
 from turnout.double.recipe import TasksRecipe
 from turnout.double.run import check_labels, open_tasks_run
+from turnout.double.transfer import transfer
 from turnout.files import read_json
 
 RECIPE = """\
@@ -186,7 +187,9 @@ def test_a_language_model_is_the_routing_layer(tmp_path: Path) -> None:
     ids = torch.tensor([[2, 5, 9, 3]])
     with torch.no_grad():
         first = model(input_ids=ids, tasks=["names"]).logits["names"]
-        torch.testing.assert_close(run.load()(input_ids=ids, tasks=["names"]).logits["names"], first)
+        torch.testing.assert_close(
+            run.load()(input_ids=ids, tasks=["names"]).logits["names"], first
+        )
         model.bridge.scale.zero_()
         other = model(input_ids=ids, tasks=["names"]).logits["names"]
     assert not torch.allclose(first, other, atol=1e-3)
@@ -207,7 +210,10 @@ def test_casing_tells_names_apart(tmp_path: Path) -> None:
         for _ in range(48):
             picks = torch.randint(len(tiny.FILLER), (5,), generator=generator).tolist()
             upper = (torch.rand(5, generator=generator) < 0.3).tolist()
-            words = [tiny.FILLER[n].title() if up else tiny.FILLER[n] for n, up in zip(picks, upper, strict=True)]
+            words = [
+                tiny.FILLER[n].title() if up else tiny.FILLER[n]
+                for n, up in zip(picks, upper, strict=True)
+            ]
             tags = ["B-PER" if up else "O" for up in upper]
             blocks.append("\n".join(f"{w} {t}" for w, t in zip(words, tags, strict=True)))
         (tmp_path / f"{name}.conll").write_text("\n\n".join(blocks) + "\n")
@@ -219,3 +225,21 @@ def test_casing_tells_names_apart(tmp_path: Path) -> None:
     (tmp_path / "new.txt").write_text("the Film was The story\n")
     (line,) = predict_tasks(tmp_path / "run-true", str(tmp_path / "new.txt"), tasks=["names"])
     assert [e["text"] for e in json.loads(line)["names"]["entities"]] == ["Film", "The"]
+
+
+def test_transfer_is_a_gain_over_a_task_alone(tmp_path: Path) -> None:
+    save_recipe(tmp_path)
+    run = train(tmp_path, "run", "train.epochs=1")
+    matrix = transfer(run, say=str, progress=False)
+    assert {name: list(gains) for name, gains in matrix.items()} == {
+        "mood": ["names"],
+        "names": ["mood"],
+    }
+    alone = read_json(run.path / "transfer" / "mood" / "training.json")["validation"]["mood"]
+    both = read_json(run.path / "transfer" / "mood+names" / "training.json")["validation"]["mood"]
+    assert matrix["mood"]["names"] == both - alone
+    assert transfer(run, say=str, progress=False) == matrix  # nothing is trained twice
+    only = f"{{kind: classification, train: {tmp_path}/train.csv, max_length: 16}}"
+    one = train(tmp_path, "one", f"tasks={{mood: {only}}}", "train.max_steps=1")
+    with pytest.raises(UserError, match="at least two"):
+        transfer(one, say=str, progress=False)

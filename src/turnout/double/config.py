@@ -82,7 +82,7 @@ class TasksTrainConfig(BaseModel):
 class TasksMeasureConfig(BaseModel):
     """repeats: rounds of timing. time_examples: texts that are timed; max_examples: of each task's
     test rows that are judged, None = all. transfer: trains each task alone too, and each pair, and
-    tells what tasks give each other."""
+    tells what tasks give each other (see double/transfer.py)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

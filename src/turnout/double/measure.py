@@ -13,6 +13,7 @@ from turnout.double.answers import answers, asks_inside, padded
 from turnout.double.config import TasksMeasureConfig
 from turnout.double.results import PassTime, TaskResult, TasksResults
 from turnout.double.run import TasksRun
+from turnout.double.transfer import transfer
 from turnout.execute.batches import Row, groups_by_length, inputs_of, lengths_of
 from turnout.execute.routing import trace
 from turnout.hosts.tasks_model import TasksModel
@@ -32,6 +33,7 @@ def measure_tasks(
     config: TasksMeasureConfig | None = None,
     *,
     say: Callable[[str], None] = print,
+    progress: bool = True,
 ) -> TasksResults:
     """Measure a trained run. config: None = as its recipe says."""
     config = config or run.recipe.measure
@@ -74,6 +76,7 @@ def measure_tasks(
         parameters=whole,
         added=(whole - backbone) / len(tasks),
         machine=machine.describe(),
+        transfer=transfer(run, say=say, progress=progress) if config.transfer else None,
         notes=notes,
     )
 

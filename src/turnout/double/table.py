@@ -39,7 +39,22 @@ def tables(results: TasksResults) -> Group:
             f"{each.low:.2f} to {each.high:.2f}",
             f"{each.seconds:.3f}",
         )
-    return Group(quality, passes)
+    return Group(quality, passes, *([_transfer(results)] if results.transfer else []))
+
+
+def _transfer(results: TasksResults) -> Table:
+    matrix = results.transfer or {}
+    shown = Table(
+        title="Transfer",
+        caption="Points of validation score that a task (row) gains when it is trained with another.",
+    )
+    shown.add_column("")
+    for name in matrix:
+        shown.add_column(name, justify="right")
+    for name, gains in matrix.items():
+        cells = [f"{100 * gains[other]:+.1f}" if other in gains else "" for other in matrix]
+        shown.add_row(name, *cells)
+    return shown
 
 
 def versions_table(run: Path) -> Table:

@@ -29,11 +29,6 @@ TASKS = {
     "ranking": RankingTask,
 }
 TaskConfig = Annotated[
-    AnswersConfig
-    | ClassificationConfig
-    | LabelsConfig
-    | NERConfig
-    | NumberConfig
-    | RankingConfig,
+    AnswersConfig | ClassificationConfig | LabelsConfig | NERConfig | NumberConfig | RankingConfig,
     Field(discriminator="kind"),
 ]
