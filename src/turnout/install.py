@@ -116,11 +116,24 @@ def install(
     handles = (
         model.register_forward_pre_hook(routing.begin, with_kwargs=True),
         model.register_forward_hook(routing.end, with_kwargs=True),
+        *_encoder_hooks(model, routing),
     )
     object.__setattr__(model, "_turnout_hooks", handles)
     object.__setattr__(model, "_turnout_attention", attention)
     model.config.turnout = spec
     return model
+
+
+def _encoder_hooks(model: PreTrainedModel, routing: Routing) -> list[Any]:
+    """Hooks of an encoder that ``generate`` calls by itself, before the decoder's passes."""
+    config: Any = model.config
+    encoder: Any = model.get_encoder() if config.is_encoder_decoder else None
+    if encoder is None or encoder is model:
+        return []
+    return [
+        encoder.register_forward_pre_hook(routing.begin_alone, with_kwargs=True),
+        encoder.register_forward_hook(routing.end_alone, with_kwargs=True, always_call=True),
+    ]
 
 
 def install_lora(

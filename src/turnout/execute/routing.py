@@ -66,7 +66,7 @@ class Routing(nn.Module):
         self.task: str | None = None
         self.span: Span | None = None
         self._flow: Flow | None = None
-        self._under_way = False
+        self._under_way = self._alone = False
         self._ordered: dict[str, str] = {}
         self._by_site = {site.key: router for router in routers.values() for site in router.sites}
 
@@ -227,6 +227,22 @@ class Routing(nn.Module):
             kwargs = {name: value for name, value in kwargs.items() if name != "task_ids"}
         return args, kwargs
 
+    def begin_alone(
+        self, encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Forward pre-hook of an encoder: a pass of its own, unless the model's is under way."""
+        if not self._under_way:
+            inputs = {**dict(zip(forward_names(type(encoder)), args, strict=False)), **kwargs}
+            self._flow = self.new_flow(encoder, inputs)
+            self._under_way = self._alone = True
+
+    def end_alone(self, encoder: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
+        """Forward hook of an encoder: the end of a pass of its own."""
+        if self._alone:
+            self._alone = False
+            self._collect(self.current_flow())
+            self.close()
+
     def end(self, model: nn.Module, args: Any, kwargs: Any, outputs: Any) -> Any:
         """Forward hook of the model: let routers finish, hand the trace to open scopes."""
         flow = self.current_flow()
@@ -235,13 +251,17 @@ class Routing(nn.Module):
         if flow.trace:
             for router in self.all_routers():
                 outputs = router.finish(outputs, flow)
-            for collected in _scopes.get():
-                collected.update(flow.trace)
-                collected.mask_BT.update(flow.trace.mask_BT)
-                collected.shape_BT.update(flow.trace.shape_BT)
-                collected.entered.update(flow.trace.entered)
-                collected.memory.update(flow.memory)
+            self._collect(flow)
         return outputs
+
+    def _collect(self, flow: Flow) -> None:
+        """Put the routes of a pass into the scopes that wait for them."""
+        for collected in _scopes.get():
+            collected.update(flow.trace)
+            collected.mask_BT.update(flow.trace.mask_BT)
+            collected.shape_BT.update(flow.trace.shape_BT)
+            collected.entered.update(flow.trace.entered)
+            collected.memory.update(flow.memory)
 
     def close(self) -> None:
         """No block may run until the next pass begins."""
