@@ -143,7 +143,8 @@ MISTAKES = {
     "no kind": (
         ("  kind: classification\n", ""),
         "/recipe.yaml:2: task: the field 'kind' is missing; "
-        "allowed: answers, classification, labels, ner, number, ranking",
+        "allowed: answers, classification, labels, ner, number, ranking, "
+        "rewriting",
     ),
     "missing field": (
         ("  train: train.csv\n", "  label: x\n"),

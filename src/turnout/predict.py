@@ -13,6 +13,7 @@ import numpy as np
 
 from turnout.errors import UserError
 from turnout.execute.paths import check_paths
+from turnout.execute.generate import run_bulk
 from turnout.execute.pool import BulkResult, predict_bulk
 from turnout.run import open_run
 from turnout.tasks.base import IGNORED, Task
@@ -55,7 +56,8 @@ def predict(
     rows = task.encode(raw, tokenizer)
     collate = task.collator(tokenizer)
     if paths == 1:
-        found, spread = predict_bulk(model, listed(rows), collate, batch_tokens), None
+        found = run_bulk(model, listed(rows), collate, batch_tokens, task.generation)
+        spread = None
     else:
         check_paths(routing, paths)
         found, spread = _averaged(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
@@ -66,6 +66,7 @@ class Routing(nn.Module):
         self.task: str | None = None
         self.span: Span | None = None
         self._flow: Flow | None = None
+        self._seen: Callable[[Flow], None] | None = None
         self._under_way = self._alone = False
         self._ordered: dict[str, str] = {}
         self._by_site = {site.key: router for router in routers.values() for site in router.sites}
@@ -254,8 +255,19 @@ class Routing(nn.Module):
             self._collect(flow)
         return outputs
 
+    @contextmanager
+    def watched(self, seen: Callable[[Flow], None]) -> Iterator[None]:
+        """Tell ``seen`` of each pass inside, once it is over."""
+        before, self._seen = self._seen, seen
+        try:
+            yield
+        finally:
+            self._seen = before
+
     def _collect(self, flow: Flow) -> None:
         """Put the routes of a pass into the scopes that wait for them."""
+        if self._seen is not None:
+            self._seen(flow)
         for collected in _scopes.get():
             collected.update(flow.trace)
             collected.mask_BT.update(flow.trace.mask_BT)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from turnout.execute.pool import BulkResult, Collate, Row, predict_bulk
+from turnout.execute.generate import run_bulk
+from turnout.execute.pool import BulkResult, Collate, Row
 from turnout.install import install
 from turnout.measure.results import Family
 from turnout.routers.base import Router, RouterConfig
@@ -41,11 +42,18 @@ class Entry:
     router: str | None = None
     place: str | None = None
 
-    def run(self, rows: Sequence[Row], collate: Collate, batch_tokens: int) -> BulkResult:
-        """All rows, in the same groups of like length for every arm."""
+    def run(
+        self,
+        rows: Sequence[Row],
+        collate: Collate,
+        batch_tokens: int,
+        generate: Mapping[str, Any] | None = None,
+    ) -> BulkResult:
+        """All rows, in the same groups of like length for every arm. generate: options, where
+        answers are written."""
         routing: Any = getattr(self.model, "turnout", None)
         with nullcontext() if self.dial is None else routing.at(self.dial):
-            return predict_bulk(self.model, rows, collate, batch_tokens)
+            return run_bulk(self.model, rows, collate, batch_tokens, generate)
 
 
 def plain_entries(

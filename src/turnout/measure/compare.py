@@ -64,11 +64,14 @@ def judge(entry: Entry, material: Material) -> Judged:
     found: list[BulkResult] = []
 
     def once() -> None:
-        found.append(entry.run(material.rows, material.collate, material.batch_tokens))
+        found.append(entry.run(
+                material.rows, material.collate, material.batch_tokens, material.task.generation
+            ))
 
     memory = peak_memory(once)
     result, task = found[0], material.task
-    flops = mean_flops(entry.model, material.lengths, result)
+    written = [len(ids) for ids in result.logits] if task.generates else None
+    flops = mean_flops(entry.model, material.lengths, result, written)
     answers = predictions_of(task, material.encoded, result.logits)
     counts = task.counts(answers, material.references)
     value, low, high = bootstrap_interval(counts, task.score, n=material.bootstrap)
@@ -86,7 +89,7 @@ def time_rounds(
 
     def timed(entry: Entry) -> Callable[[], None]:
         def once() -> None:
-            entry.run(rows, material.collate, material.batch_tokens)
+            entry.run(rows, material.collate, material.batch_tokens, material.task.generation)
             bar.step(entry.name)
 
         return once

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from transformers import PreTrainedModel
 
@@ -25,6 +27,19 @@ def dense_flops(model: PreTrainedModel, lengths: np.ndarray) -> np.ndarray:
     return row * lengths + pair * lengths.astype(np.float64) ** 2
 
 
-def mean_flops(model: PreTrainedModel, lengths: np.ndarray, result: BulkResult) -> float:
-    """FLOPs of an example, on average, from one run of ``predict_bulk`` over them."""
-    return float((dense_flops(model, lengths).sum() - result.saved) / len(lengths))
+def mean_flops(
+    model: PreTrainedModel,
+    lengths: np.ndarray,
+    result: BulkResult,
+    written: Sequence[int] | None = None,
+) -> float:
+    """FLOPs of an example, on average, from one run of ``run_bulk`` over them. written: tokens of
+    each answer that a decoder wrote, one beam of it."""
+    if written is None:
+        return float((dense_flops(model, lengths).sum() - result.saved) / len(lengths))
+    by_stack = {"encoder": lengths, "decoder": np.asarray(written)}
+    whole = 0.0
+    for view in blocks_of(model, find_family(model)):
+        cost, tokens = price(view, "layer"), by_stack[view.stack.name].astype(np.float64)
+        whole += float((cost.row * tokens + cost.pair * tokens**2).sum())
+    return whole * result.share / len(lengths)

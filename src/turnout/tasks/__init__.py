@@ -19,6 +19,8 @@ from turnout.tasks.number import NumberConfig as NumberConfig
 from turnout.tasks.number import NumberTask as NumberTask
 from turnout.tasks.ranking import RankingConfig as RankingConfig
 from turnout.tasks.ranking import RankingTask as RankingTask
+from turnout.tasks.rewriting import RewritingConfig as RewritingConfig
+from turnout.tasks.rewriting import RewritingTask as RewritingTask
 
 TASKS = {
     "answers": AnswersTask,
@@ -27,8 +29,15 @@ TASKS = {
     "ner": NERTask,
     "number": NumberTask,
     "ranking": RankingTask,
+    "rewriting": RewritingTask,
 }
 TaskConfig = Annotated[
-    AnswersConfig | ClassificationConfig | LabelsConfig | NERConfig | NumberConfig | RankingConfig,
+    AnswersConfig
+    | ClassificationConfig
+    | LabelsConfig
+    | NERConfig
+    | NumberConfig
+    | RankingConfig
+    | RewritingConfig,
     Field(discriminator="kind"),
 ]

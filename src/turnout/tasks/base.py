@@ -38,10 +38,11 @@ C = TypeVar("C", bound=DataConfig)
 class Task(ABC, Generic[C]):
     """One task of one recipe. `labels[i]` is the name of class i; empty until `load` finds them,
     unless a saved run gives them. together: so many encoded rows, one after the other, belong into
-    one batch."""
+    one batch. generates: answers are written, token by token, with the options ``generation``."""
 
     headline: ClassVar[str]
     together: ClassVar[int] = 1
+    generates: ClassVar[bool] = False
     model_class: ClassVar[Any]
 
     def __init__(self, config: C, labels: Sequence[str] | None = None):
@@ -115,6 +116,11 @@ class Task(ABC, Generic[C]):
     @abstractmethod
     def report(self, predictions: Any, references: Any) -> dict[str, Any]:
         """Every metric of the task, ready for JSON."""
+
+    @property
+    def generation(self) -> dict[str, Any] | None:
+        """Options of ``generate``; None for tasks that are answered by logits."""
+        return None
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray | None:
         """Probabilities of the labels from logits (..., C); None where a task has none."""

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from turnout.execute.batches import Collate
-from turnout.execute.pool import predict_bulk
+from turnout.execute.generate import run_bulk
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks.base import Task
 from turnout.train.calibrate import calibrate
@@ -50,6 +50,9 @@ class Data:
         """With all that the objectives ask of a teacher; its logits are computed once, here.
         folder: the teacher's own, which keeps them for the next that asks."""
         logits = None
+        if self.task.generates:  # a distribution over the vocabulary a token is too much to keep
+            asked = weights.hidden or weights.distill
+            return replace(self, teacher=dense if asked else None)
         if weights.distill or weights.exits:
             logits = teacher_logits(dense, listed(self.train), self.collate, folder)
         return replace(self, teacher=dense if weights.hidden else None, teacher_logits=logits)
@@ -74,7 +77,8 @@ class Data:
 
     def score(self, model: PreTrainedModel) -> float:
         """The task's headline on the validation rows, at the model's current budget."""
-        result = predict_bulk(model, listed(self.validation), self.collate)
+        rows = listed(self.validation)
+        result = run_bulk(model, rows, self.collate, generate=self.task.generation)
         found = predictions_of(self.task, self.validation, result.logits)
         return self.task.score(self.task.counts(found, self.references).sum(0))
 
@@ -98,7 +102,9 @@ def usual_rows(rows: datasets.Dataset, size: int) -> datasets.Dataset:
 
 
 def predictions_of(task: Task[Any], rows: datasets.Dataset, logits: list[np.ndarray]) -> Any:
-    """A task's predictions from the logits of encoded rows."""
+    """A task's predictions from the logits, or the written answers, of encoded rows."""
+    if task.generates:
+        return task.predictions(logits)
     if logits and logits[0].ndim == 1:
         return task.predictions(np.stack(logits))
     labels = rows["labels"]

@@ -66,8 +66,11 @@ def open_host(name: str, task: Task[Any], new_head: bool = True) -> tuple[PreTra
             raise UserError("train.epochs: found 0, but a host has no head of this kind: train it")
         return open_backbone(name, {HEAD: task.head}, task.config.max_length)
     source = locate(name)
-    names = {"id2label": dict(enumerate(task.labels)), "num_labels": len(task.labels)}
-    config = open_config(name, label2id={n: i for i, n in enumerate(task.labels)}, **names)
+    names: dict[str, Any] = {}
+    if task.labels:
+        names = {"id2label": dict(enumerate(task.labels)), "num_labels": len(task.labels)}
+        names["label2id"] = {n: i for i, n in enumerate(task.labels)}
+    config = open_config(name, **names)
     check_length(config, task.config.max_length)
     tokenizer = open_tokenizer(name, words=isinstance(task, NERTask))
     if getattr(config, "pad_token_id", None) is None:

@@ -126,6 +126,9 @@ class RoutedTrainer(Trainer):
         outputs = model(**inputs, output_hidden_states=True) if hidden else model(**inputs)
         if not model.training:
             return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+        if teacher_logits is None and self.teacher is not None and self.weights.distill:
+            with torch.no_grad():
+                teacher_logits = self.teacher(**inputs)["logits"]
         parts = self._parts(model, inputs, outputs, teacher_logits)
         if hidden:
             parts["hidden"] = self._hidden(inputs, outputs)
