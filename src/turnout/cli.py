@@ -62,6 +62,20 @@ def _root(
 
 
 @app.command()
+def new(
+    page: Annotated[Path, typer.Argument(metavar="PAGE", help="A YAML page: family, sizes, texts.")],
+    out: Annotated[Path, typer.Option(help="Folder of the host; must not be there yet.")],
+) -> None:
+    """Make a host with random weights, and a tokenizer learned from texts, to train from scratch."""
+    _calm()
+    from turnout.recipe import plain_page
+    from turnout.train.new_host import NewHost, new_host
+
+    made = new_host(plain_page(page, NewHost, [("tokenizer", "texts")]), out)
+    _stderr().print(f"done: {made}; next: a recipe with model: {made}", highlight=False)
+
+
+@app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML page.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; made, or gone on with.")],

@@ -80,6 +80,20 @@ def checked(
     return kind.model_validate_json(json.dumps(page.data), strict=True)
 
 
+def plain_page(path: str | Path, kind: type[P], files: Sequence[Loc]) -> P:
+    """A page that is no recipe, checked likewise. files: fields that list names of files, which are
+    relative to the page. Raises UserError as ``load``."""
+    page = read_page(Path(path))
+    made = checked(page, kind, [], resolve=False)
+    for *above, last in files:
+        section: Any = page.data
+        for part in above:
+            section = section[part]
+        folder = page.path.resolve().parent
+        section[last] = [str(folder / Path(name).expanduser()) for name in section[last]]
+    return type(made).model_validate_json(json.dumps(page.data), strict=True)
+
+
 def schema(kind: type[BaseModel] = Recipe) -> dict[str, Any]:
     """The JSON schema of a recipe, for editors."""
     return {
