@@ -63,7 +63,9 @@ def _root(
 
 @app.command()
 def new(
-    page: Annotated[Path, typer.Argument(metavar="PAGE", help="A YAML page: family, sizes, texts.")],
+    page: Annotated[
+        Path, typer.Argument(metavar="PAGE", help="A YAML page.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the host; must not be there yet.")],
 ) -> None:
     """Make a host with random weights, and a tokenizer learned from texts, to train from scratch."""
@@ -139,6 +141,7 @@ def measure(
 
 def _measure_tasks(run: Path, overrides: list[str], quiet: bool) -> None:
     from turnout.double.measure import measure_tasks
+    from turnout.double.picture import use_of_experts
     from turnout.double.run import open_tasks_run
     from turnout.double.table import tables
 
@@ -146,6 +149,8 @@ def _measure_tasks(run: Path, overrides: list[str], quiet: bool) -> None:
     config = opened.measure_config(overrides)
     results = measure_tasks(opened, config, say=_sayer(quiet), progress=_bars(quiet))
     results.save(run / "results.json")
+    if all(task.use for task in results.tasks):
+        use_of_experts(results, run / "use.svg")
     _stdout().print(tables(results))
     _stderr().print(f"results: {run}/results.json", highlight=False)
 

@@ -12,8 +12,8 @@ import datasets
 import numpy as np
 
 from turnout.errors import UserError
-from turnout.execute.paths import check_paths
 from turnout.execute.generate import run_bulk
+from turnout.execute.paths import check_paths
 from turnout.execute.pool import BulkResult, predict_bulk
 from turnout.run import open_run
 from turnout.tasks.base import IGNORED, Task

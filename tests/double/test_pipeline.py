@@ -152,6 +152,7 @@ def test_the_command_line_serves_several_tasks(tmp_path: Path) -> None:
     done = runner.invoke(app, ["measure", out, "repeats=3", "--quiet"])
     assert done.exit_code == 0, done.output
     assert "mood" in done.output and "One pass that answers several tasks" in done.output
+    assert (tmp_path / "run" / "use.svg").read_text().count("mood") >= 1
     found = read_json(tmp_path / "run" / "results.json")
     assert [task["name"] for task in found["tasks"]] == ["mood", "names"]
     assert [each["tasks"] for each in found["passes"]] == [1, 2]

@@ -15,7 +15,13 @@ SPECS: dict[str, list[dict[str, Any]]] = {
     "decoder": [{"kind": "gate", "stack": "decoder", "granularity": "token", "open": 0.3}],
     "parts": [
         {"kind": "gate", "stack": "decoder", "granularity": "token", "site": "ffn", "open": 0.3},
-        {"kind": "gate", "stack": "encoder", "granularity": "token", "site": "attention", "open": 0.3},
+        {
+            "kind": "gate",
+            "stack": "encoder",
+            "granularity": "token",
+            "site": "attention",
+            "open": 0.3,
+        },
     ],
 }
 

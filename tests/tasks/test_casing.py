@@ -14,8 +14,10 @@ from turnout.tasks.casing import CASES, NAME, case_of, cased
 
 @pytest.mark.parametrize(
     ("word", "case"),
-    [("film", 1), ("EU", 2), ("Rome", 3), ("A", 3), ("McDonald", 4), ("1998", 5), ("F16", 6)]
-    + [(",", 0), ("-", 0), ("O'Neill", 4), ("电影", 1), ("Über", 3)],
+    [
+        *[("film", 1), ("EU", 2), ("Rome", 3), ("A", 3), ("McDonald", 4), ("1998", 5), ("F16", 6)],
+        *[(",", 0), ("-", 0), ("O'Neill", 4), ("电影", 1), ("Über", 3)],
+    ],
 )
 def test_every_word_has_a_class(word: str, case: int) -> None:
     assert CASES[case_of(word)] == CASES[case]

@@ -46,7 +46,7 @@ def _transfer(results: TasksResults) -> Table:
     matrix = results.transfer or {}
     shown = Table(
         title="Transfer",
-        caption="Points of validation score that a task (row) gains when it is trained with another.",
+        caption="Points of validation score that a task (row) gains by training with another.",
     )
     shown.add_column("")
     for name in matrix:

@@ -37,9 +37,9 @@ def generate_bulk(
     batch_tokens: int = 4096,
     **options: Any,
 ) -> BulkResult:
-    """What an encoder-decoder writes for encoded rows: in ``logits`` the ids of each answer, special
-    tokens included. options: of ``generate``. Work is summed over the encoder's pass and all of the
-    decoder's, of every beam."""
+    """What an encoder-decoder writes for encoded rows: in ``logits`` the ids of each answer,
+    special tokens included. options: of ``generate``. Work is summed over the encoder's pass and
+    all of the decoder's, of every beam."""
     meter = Meter(len(rows))
     found: list[Any] = [None] * len(rows)
     routing: Any = getattr(model, "turnout", None)

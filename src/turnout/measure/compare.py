@@ -64,9 +64,11 @@ def judge(entry: Entry, material: Material) -> Judged:
     found: list[BulkResult] = []
 
     def once() -> None:
-        found.append(entry.run(
+        found.append(
+            entry.run(
                 material.rows, material.collate, material.batch_tokens, material.task.generation
-            ))
+            )
+        )
 
     memory = peak_memory(once)
     result, task = found[0], material.task

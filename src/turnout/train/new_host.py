@@ -1,4 +1,4 @@
-"""A host that nobody has trained yet, and a tokenizer learned from texts: what `turnout new` makes."""
+"""What `turnout new` makes: a host that nobody has trained yet, a tokenizer learned from texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -120,7 +128,10 @@ def fresh_model(page: NewHost, tokenizer: Any) -> PreTrainedModel:
     if unknown:
         raise UserError(f"config.{unknown[0]}: {type(plain).__name__} has no such field")
     if plain.is_encoder_decoder:
-        fields = {"decoder_start_token_id": tokenizer.bos_token_id, "forced_eos_token_id": None} | fields
+        fields = {
+            "decoder_start_token_id": tokenizer.bos_token_id,
+            "forced_eos_token_id": None,
+        } | fields
     config = AutoConfig.for_model(page.family, **fields)
     writes = page.family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and _looks_back(config)
     made: Any = AutoModelForCausalLM if writes else AutoModel
