@@ -63,12 +63,10 @@ def _root(
 
 @app.command()
 def new(
-    page: Annotated[
-        Path, typer.Argument(metavar="PAGE", help="A YAML page.")
-    ],
+    page: Annotated[Path, typer.Argument(metavar="PAGE", help="A YAML page.")],
     out: Annotated[Path, typer.Option(help="Folder of the host; must not be there yet.")],
 ) -> None:
-    """Make a host with random weights, and a tokenizer learned from texts, to train from scratch."""
+    """Make a host with random weights and a tokenizer learned from texts, to train from scratch."""
     _calm()
     from turnout.recipe import plain_page
     from turnout.train.new_host import NewHost, new_host
