@@ -1,5 +1,5 @@
-"""Each application in examples/applications runs from its data step to an answer, on tiny data in the
-form of the public files."""
+"""Each application in examples/applications runs from its data step to an answer, on tiny data in
+the form of the public files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def financial_sentiment(data: Path) -> list[str]:
 
 def named_entities(data: Path) -> list[str]:
     for name in ("train", "testa", "testb"):
-        block = "Ann NNP I-NP I-PER\nmet VB I-VP O\nBob NNP I-NP I-PER\nin IN I-PP O\nRome NNP I-NP I-LOC\n"
+        lines = ["Ann NNP I-NP I-PER", "met VB I-VP O", "in IN I-PP O", "Rome NNP I-NP I-LOC", ""]
+        block = "\n".join(lines)
         (data / f"eng.{name}").write_text("-DOCSTART- -X- O O\n\n" + f"{block}\n" * 12)
     return ["entities"]
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from turnout.hosts import Family as Family
     from turnout.hosts import Stack as Stack
     from turnout.hosts import register_family as register_family
+    from turnout.hosts.tasks_model import HeadConfig as HeadConfig
+    from turnout.hosts.tasks_model import TasksModel as TasksModel
+    from turnout.hosts.tasks_model import add_head as add_head
+    from turnout.hosts.tasks_model import with_heads as with_heads
     from turnout.install import install as install
     from turnout.install import install_lora as install_lora
     from turnout.install import uninstall as uninstall
@@ -37,6 +41,7 @@ _HOMES = {
     "turnout.execute.paths": ("average_paths",),
     "turnout.execute.routing": ("trace",),
     "turnout.hosts": ("Family", "Stack", "register_family"),
+    "turnout.hosts.tasks_model": ("HeadConfig", "TasksModel", "add_head", "with_heads"),
     "turnout.install": ("install", "install_lora", "uninstall"),
     "turnout.route": ("Route", "Site", "Trace"),
     "turnout.routers": ("ROUTERS", "Router", "RouterConfig"),

@@ -107,6 +107,30 @@ def train(
 
 
 @app.command()
+def search(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML page of tasks.")],
+    fields: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FIELD=LOW..HIGH|FIELD=A|B...",
+            help="Settings of `train` to search, as learning_rate=1e-5..1e-3 'strategy=full|lora'.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the search; made, or gone on with.")],
+    trials: Annotated[int, typer.Option(min=1, help="How many in all.")] = 20,
+    quiet: Annotated[bool, typer.Option(help="Say nothing.")] = False,
+) -> None:
+    """Search the settings of several tasks that do best on validation rows (by Optuna)."""
+    _calm()
+    from turnout.double.recipe import TasksRecipe
+    from turnout.double.search import search as best_of
+    from turnout.double.search import space_of
+
+    best_of(TasksRecipe.load(recipe), out, space_of(fields), trials, say=_sayer(quiet))
+    _stderr().print(f"the recipe: {out}/best.yaml; all trials: {out}/trials.json", highlight=False)
+
+
+@app.command()
 def measure(
     run: RunFolder,
     overrides: Annotated[

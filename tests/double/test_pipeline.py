@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 from turnout import UserError
 from turnout.cli import app
 from turnout.double import pipeline
+from turnout.double.answers import answers
+from turnout.double.measure import measure_tasks
 from turnout.double.pipeline import train_tasks
 from turnout.double.predict import predict_tasks
 from turnout.double.recipe import TasksRecipe
@@ -244,3 +246,30 @@ def test_transfer_is_a_gain_over_a_task_alone(tmp_path: Path) -> None:
     one = train(tmp_path, "one", f"tasks={{mood: {only}}}", "train.max_steps=1")
     with pytest.raises(UserError, match="at least two"):
         transfer(one, say=str, progress=False)
+
+
+@pytest.mark.parametrize(
+    "router",
+    [
+        "{kind: cluster, site: output, adapters: 3, top: 2}",
+        "{kind: gate, site: output, adapters: 3}",
+        "{kind: random-unit, site: output, adapters: 3}",
+        "{kind: mixture, site: adapter, reads: task, adapters: 3, rank: 2}",
+    ],
+)
+def test_other_routers_serve_tasks_too(router: str, tmp_path: Path) -> None:
+    save_recipe(tmp_path)
+    run = train(tmp_path, "run", f"routers=[{router}]", "train.epochs=2")
+    results = measure_tasks(run, say=str)
+    assert [task.name for task in results.tasks] == ["mood", "names"]
+    model = run.load()
+    ids = torch.tensor([[2, 5, 9, 3], [2, 6, 3, 0]])
+    mask = (ids > 0).long()
+    with torch.no_grad():
+        for name in model.tasks:
+            model.task = name
+            alone = model(input_ids=ids, attention_mask=mask).logits
+            found = answers(model, [{"input_ids": [2, 5, 9, 3]}], run.tokenizer(), model.tasks)
+            torch.testing.assert_close(
+                torch.tensor(found[name][0]), alone[0, :4] if alone.ndim == 3 else alone[0]
+            )

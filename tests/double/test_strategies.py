@@ -52,14 +52,14 @@ def part_of(name: str) -> str:
 def test_what_learns(strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = TasksRecipe.load(save_recipe(tmp_path), [f"train.strategy={strategy}", *MORE])
     before: dict[str, Tensor] = {}
-    begun = pipeline._model
+    begun = pipeline.new_model
 
     def noting(*args: Any) -> Any:
         model, tokenizer = begun(*args)
         before.update({name: value.clone() for name, value in model.state_dict().items()})
         return model, tokenizer
 
-    monkeypatch.setattr(pipeline, "_model", noting)
+    monkeypatch.setattr(pipeline, "new_model", noting)
     run = pipeline.train_tasks(recipe, tmp_path / "run", say=str, progress=False)
     model = run.load()
     after = model.state_dict()

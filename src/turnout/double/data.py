@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from turnout.double.config import TasksTrainConfig
 from turnout.double.mixing import Batches, Sampling
 from turnout.hosts.tasks_model import TasksModel
 from turnout.train.data import Data, listed
@@ -35,6 +36,11 @@ class TasksData:
     sampling: Sampling = "proportional"
     temperature: float = 2.0
     seed: int = 0
+
+    @classmethod
+    def of(cls, each: Mapping[str, Data], config: TasksTrainConfig) -> TasksData:
+        """As a config says."""
+        return cls(each, config.batch_size, config.sampling, config.temperature, config.seed)
 
     references = True  # validated by the tasks' scores, not by the loss
     teacher = None

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import set_seed
 
 from turnout.double.config import TasksTrainConfig
-from turnout.double.data import TasksData
+from turnout.double.data import TasksData, asking
 from turnout.double.recipe import TasksRecipe
 from turnout.double.run import TasksRun, is_tasks_run, open_tasks_run, start_tasks_run
 from turnout.double.strategies import Unfreezing, begin, end, hold
@@ -27,6 +28,7 @@ from turnout.tasks.casing import CASES, cased
 from turnout.train.data import Data, encode
 from turnout.train.fit import fit
 from turnout.train.host import open_backbone, open_language_model
+from turnout.train.prepare import pooled_states
 from turnout.train.saving import save
 
 Say = Callable[[str], None]
@@ -45,11 +47,12 @@ def train_tasks(
         say(f"{run.path} is trained already; nothing to do")
         return start_tasks_run(out, recipe, run.labels)
     tasks, raw = load_tasks(recipe, say, run.labels if run else None)
-    model, tokenizer = _model(recipe, tasks)
+    model, tokenizer = new_model(recipe, tasks)
     data = {name: encode(task, raw[name], tokenizer) for name, task in tasks.items()}
     labels = {name: task.labels for name, task in tasks.items()}
     run = start_tasks_run(out, recipe, labels)
     start = time.perf_counter()
+    fit_routers(model, data, say)
     frozen = recipe.bridge is None or recipe.bridge.frozen
     mixed = fit_tasks(model, data, recipe.train, run.checkpoints, say, progress, frozen)
     spent = time.perf_counter() - start
@@ -83,7 +86,7 @@ def load_tasks(
     return tasks, raw
 
 
-def _model(recipe: TasksRecipe, tasks: Mapping[str, Task[Any]]) -> tuple[TasksModel, Any]:
+def new_model(recipe: TasksRecipe, tasks: Mapping[str, Task[Any]]) -> tuple[TasksModel, Any]:
     """Backbone, heads and routers, as training begins with them."""
     model, tokenizer = open_backbone(
         recipe.model,
@@ -102,6 +105,19 @@ def _model(recipe: TasksRecipe, tasks: Mapping[str, Task[Any]]) -> tuple[TasksMo
     if recipe.routers:
         install(model, recipe.routers)
     return model, tokenizer
+
+
+def fit_routers(model: TasksModel, data: Mapping[str, Data], say: Say) -> None:
+    """Fit the routers that must see the training rows first, to those of all tasks."""
+    routing: Any = getattr(model, "turnout", None)
+    for router in routing.all_routers() if routing is not None else ():
+        if not router.fits:
+            continue
+        parts = []
+        for name, each in data.items():
+            with asking(model, name):
+                parts.append(pooled_states(model, router, each.train, each.collate))
+        say(f"  {router.fit(np.concatenate(parts))}")
 
 
 def _finish(model: TasksModel, recipe: TasksRecipe) -> None:
@@ -127,7 +143,7 @@ def fit_tasks(
     bridge_frozen: bool = True,
 ) -> TasksData:
     """Train a model of tasks in place on encoded data. bridge_frozen: see ``hold``."""
-    mixed = TasksData(data, config.batch_size, config.sampling, config.temperature, config.seed)
+    mixed = TasksData.of(data, config)
     # an item is a batch: see double/mixing.py
     plain = config.plain().model_copy(update={"batch_size": 1})
     callbacks = []

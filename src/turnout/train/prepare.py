@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, groups_by_length, inputs_of, lengths_of
 from turnout.execute.mode import evaluating
-from turnout.execute.span import run_span, runs_in_parts
+from turnout.execute.span import SpanStop, run_span, runs_in_parts
 from turnout.hosts.attach import blocks_of, find_family
 from turnout.install import install
 from turnout.routers.base import Router, RouterConfig
@@ -111,7 +111,8 @@ def check_stacks(model: PreTrainedModel) -> None:
 
 
 def _check_first(routing: Any, router: Router) -> None:
-    if router.sites[0].stack != next(iter(routing.stacks)):
+    site = router.sites[0]
+    if site.kind != "output" and site.stack != next(iter(routing.stacks)):
         raise UserError(
             f"router {router.config.kind!r} looks at the inputs before training, and a decoder "
             "that reads an encoder has none of its own: set `stack: encoder`"
@@ -213,16 +214,49 @@ def pooled_states(
     model: PreTrainedModel, router: Router, rows: datasets.Dataset, collate: Collate
 ) -> np.ndarray:
     """The mean of the tokens that the first site looks at, normalised, of every row, (N, D)."""
-    site, each = router.sites[0], listed(rows)
-    stop = site.depth if site.kind == "output" else site.layer
-    routing: Any = model.turnout
+    each, routing = listed(rows), _routing(model)
     _check_first(routing, router)
     found = np.empty((len(rows), router.host.hidden), dtype=np.float32)
     with evaluating(model):
         for group in groups_by_length(lengths_of(each), BATCH * 128):
             inputs = inputs_of(model, [each[i] for i in group], collate)
-            hidden_BTD = run_span(model, inputs, 0, stop)
-            flow = routing.new_flow(model, inputs)
-            flow.enter(site.stack, hidden_BTD)
-            found[group] = ClusterRouter.embed(hidden_BTD, flow.mask_BT(site)).cpu().numpy()
+            hidden_BTD, mask_BT = _seen(model, router, inputs)
+            found[group] = ClusterRouter.embed(hidden_BTD, mask_BT).cpu().numpy()
     return found
+
+
+def _routing(model: PreTrainedModel) -> Any:
+    return model.turnout
+
+
+def _seen(
+    model: PreTrainedModel, router: Router, inputs: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """The state that a router's first site looks at, and the mask of its real tokens."""
+    site, routing = router.sites[0], _routing(model)
+    if site.kind == "output":
+        return _read(model, inputs)
+    hidden_BTD = run_span(model, inputs, 0, site.layer)
+    flow = routing.new_flow(model, inputs)
+    flow.enter(site.stack, hidden_BTD)
+    return hidden_BTD, flow.mask_BT(site)
+
+
+def _read(model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """What the head of the task asked for reads, before any router changes it."""
+    masks: list[Tensor | None] = []
+
+    def stop(reader: Any, args: tuple[Any, ...]) -> None:
+        masks.append(args[1])
+        raise SpanStop(args[0])
+
+    handle = model.reader.register_forward_pre_hook(stop)  # type: ignore[union-attr]
+    try:
+        model(**inputs)
+    except SpanStop as end:
+        mask_BT = masks[0]
+        return end.hidden_BTD, None if mask_BT is None else mask_BT.bool()
+    finally:
+        handle.remove()
+        _routing(model).close()
+    raise AssertionError("a model of tasks reads")

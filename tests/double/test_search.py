@@ -1,0 +1,57 @@
+"""Settings are searched by Optuna."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from double.test_pipeline import save_recipe
+from turnout import UserError
+from turnout.double.recipe import TasksRecipe
+from turnout.double.search import Choice, Range, search, space_of
+from turnout.files import read_json
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:optuna.exceptions.ExperimentalWarning")
+
+
+def test_a_space_is_read() -> None:
+    found = space_of(["learning_rate=1e-5..1e-3", "train.blocks=1..3", "strategy=full|lora"])
+    assert found == {
+        "learning_rate": Range(1e-5, 1e-3),
+        "blocks": Range(1.0, 3.0),
+        "strategy": Choice(("full", "lora")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rate=1..2", "train has no field 'rate'"),
+        ("decay=2..1", r"a range is written LOW\.\.HIGH"),
+        ("decay=x..y", r"a range is written LOW\.\.HIGH"),
+        ("decay=0.5", r"give LOW\.\.HIGH, or several values"),
+    ],
+)
+def test_mistakes_are_told(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        space_of([text])
+
+
+def test_the_best_settings_are_found_and_kept(tmp_path: Path) -> None:
+    recipe = TasksRecipe.load(save_recipe(tmp_path), ["train.epochs=4", "train.seed=1"])
+    space = space_of(["learning_rate=1e-7|0.005", "strategy=full|partial"])
+    said: list[str] = []
+    best = search(recipe, tmp_path / "out", space, 4, say=said.append)
+    trials = read_json(tmp_path / "out" / "trials.json")
+    assert len(trials) == 4 and max(trial["score"] for trial in trials) > 0.6
+    top = max(trials, key=lambda trial: trial["score"])
+    assert best == {"learning_rate": top["learning_rate"], "strategy": top["strategy"]}
+    assert len({trial["score"] for trial in trials}) > 1
+    page = yaml.safe_load((tmp_path / "out" / "best.yaml").read_text())
+    assert page["train"]["strategy"] == best["strategy"]
+    assert TasksRecipe.load(tmp_path / "out" / "best.yaml").train.epochs == 4
+    search(recipe, tmp_path / "out", space, 5, say=said.append)
+    assert len(read_json(tmp_path / "out" / "trials.json")) == 5
+    assert not list((tmp_path / "out").glob("run-*"))
