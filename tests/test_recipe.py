@@ -9,10 +9,19 @@ import pytest
 import yaml
 
 from turnout import UserError, recipe
+from turnout.double.config import TasksMeasureConfig, TasksTrainConfig
 from turnout.measure.config import MeasureConfig
 from turnout.objectives import ObjectivesConfig
 from turnout.routers import ROUTERS, RouterConfig
-from turnout.tasks import ClassificationConfig, NERConfig
+from turnout.tasks import (
+    AnswersConfig,
+    ClassificationConfig,
+    LabelsConfig,
+    NERConfig,
+    NumberConfig,
+    RankingConfig,
+    RewritingConfig,
+)
 from turnout.train.config import TrainConfig
 
 GOOD = """\
@@ -257,12 +266,28 @@ def test_the_schema_holds_every_router_and_field() -> None:
     assert yaml.safe_load(yaml.safe_dump(found)) == found
 
 
+def test_the_page_about_tasks_names_every_field() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`(\w+)`", page))
+    for cls in (TasksTrainConfig, TasksMeasureConfig):
+        fields = set(cls.model_fields)
+        assert fields <= told, f"docs/tasks.md lacks {', '.join(sorted(fields - told))}"
+
+
 @pytest.mark.parametrize("name", ["task", "routers", "objectives", "train", "measure"])
 def test_the_page_about_recipes_names_every_field(name: str) -> None:
     page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
     sections = [part for part in page.split("\n## ") if part.startswith(name)]
     classes = {
-        "task": (ClassificationConfig, NERConfig),
+        "task": (
+            AnswersConfig,
+            ClassificationConfig,
+            LabelsConfig,
+            NERConfig,
+            NumberConfig,
+            RankingConfig,
+            RewritingConfig,
+        ),
         "routers": (RouterConfig,),
         "objectives": (ObjectivesConfig,),
         "train": (TrainConfig,),
