@@ -76,6 +76,11 @@ def train(
         )
     labels = run.labels if run else host_labels(recipe.model) if recipe.train.epochs == 0 else None
     task = TASKS[recipe.task.kind](recipe.task, labels)
+    if task.together > 1:
+        raise UserError(
+            f"task.kind: {recipe.task.kind} learns from pairs: write it as one of `tasks` "
+            "(docs/tasks.md)"
+        )
     raw = task.load()
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in raw.items())
     say(f"data: {sizes}; {len(task.labels)} labels: {_listed(task.labels)}")
