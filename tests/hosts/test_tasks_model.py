@@ -188,6 +188,34 @@ def test_every_kind_of_head_learns(kind: Any, labels: Tensor) -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.parametrize("kind", ["class", "labels", "number", "tag", "span", "vector"])
+def test_a_teacher_of_the_same_kind_is_followed(kind: Any) -> None:
+    width = 2 if kind == "span" else 3
+    head: Any = model_of("bert", {"it": HeadConfig(kind=kind, width=width)}).heads["it"]
+    generator = torch.Generator().manual_seed(0)
+    shape = (4, 5, width) if kind in ("tag", "span") else (4, width)
+    teacher = torch.randn(shape, generator=generator)
+    labels = torch.zeros(4, 5).long()
+    labels[:, 0] = -100
+    logits = torch.zeros(shape, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    first = head.taught(logits, teacher, labels).detach()
+    for _ in range(200):
+        optimizer.zero_grad()
+        head.taught(logits, teacher, labels).backward()
+        optimizer.step()
+    assert head.taught(logits, teacher, labels) < first
+    inside = logits.detach()[:, 1:] if kind in ("tag", "span") else logits.detach()
+    expected = teacher[:, 1:] if kind in ("tag", "span") else teacher
+    if kind in ("class", "tag"):  # up to a constant
+        inside, expected = inside.softmax(-1), expected.softmax(-1)
+    elif kind == "span":
+        inside, expected = inside.softmax(1), expected.softmax(1)
+    torch.testing.assert_close(inside, expected, atol=0.02, rtol=0.02)
+    if kind in ("tag", "span"):
+        assert not logits.detach()[:, 0].any()  # outside of what counts
+
+
 def test_spans_are_scored_by_both_ends() -> None:
     head: Any = model_of("bert", {"it": HeadConfig(kind="span", width=2)}).heads["it"]
     logits = torch.full((3, 4, 2), -20.0)

@@ -19,7 +19,6 @@ model: host
 task: {kind: KIND, train: train.jsonl, validation: train.jsonl, test: train.jsonl, max_length: 16}
 routers: [{kind: gate}]
 train: {epochs: 15, routed_epochs: 2, batch_size: 8, precision: fp32, learning_rate: 0.01}
-objectives: {distill: 0}
 measure: {budgets: [0.5], static: [first-1], repeats: 2, dtype: fp32, bootstrap: 50}
 """
 

@@ -21,6 +21,7 @@ from transformers.utils.generic import ModelOutput
 
 from turnout.errors import UserError
 from turnout.hosts.bridge import Bridge, bridge_of
+from turnout.objectives.distill import distill
 from turnout.units.output import Reader
 
 HeadKind = Literal["class", "labels", "number", "tag", "span", "vector"]
@@ -80,6 +81,26 @@ class Head(nn.Module):
         if kind == "span":
             return span_loss(logits, labels)
         return in_batch(logits, labels)
+
+
+    def taught(self, logits: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        """How far answers are from those of a teacher with the same head, mean of a batch."""
+        logits, teacher, kind = logits.float(), teacher.float(), self.config.kind
+        if kind == "class":
+            return distill(logits, teacher)
+        if kind == "labels":
+            return F.binary_cross_entropy_with_logits(logits, teacher.sigmoid())
+        if kind in ("number", "vector"):
+            return F.mse_loss(logits, teacher)
+        keep = None if labels is None else labels != IGNORED
+        if kind == "tag":
+            return distill(logits, teacher, keep)
+        outside = torch.zeros_like(logits[..., 0], dtype=torch.bool) if keep is None else ~keep
+        ends = [
+            distill(*(each[..., end].masked_fill(outside, -1e4) for each in (logits, teacher)))
+            for end in (0, 1)
+        ]
+        return torch.stack(ends).mean()
 
 
 def span_loss(logits_BT2: Tensor, marks_BT: Tensor) -> Tensor:
@@ -199,6 +220,12 @@ class TasksModel(PreTrainedModel):
             mask = torch.cat([mask.new_ones(batch, count), mask], 1)
         both = torch.cat([prompt_BPD, embedded_BTD], 1)
         return self.backbone(inputs_embeds=both, attention_mask=mask, **inputs)[0][:, count:]
+
+    def taught(self, logits: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        """How far the last task's answers are from a teacher's; see ``Head.taught``."""
+        ((name, _),) = self._asked(None, None).items()
+        head: Any = self.heads[name]
+        return head.taught(logits, teacher, labels)
 
     def _asked(
         self, task_ids: Tensor | None, tasks: Sequence[str] | None

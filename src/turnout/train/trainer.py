@@ -23,6 +23,7 @@ from turnout.cost import trace_share
 from turnout.errors import UserError
 from turnout.execute.routing import Routing
 from turnout.files import read_json
+from turnout.hosts.tasks_model import TasksModel
 from turnout.train.answers import paired
 from turnout.train.config import TrainConfig
 from turnout.train.saving import check_weights, load_weights
@@ -158,7 +159,12 @@ class RoutedTrainer(Trainer):
         parts = {"task": outputs["loss"]}
         keep = labels != -100 if labels is not None and labels.ndim == 2 else None
         if teacher is not None and weights.distill:
-            parts["distill"] = objectives.distill(logits, teacher, keep)
+            host: Any = self.accelerator.unwrap_model(model)
+            parts["distill"] = (
+                host.taught(logits, teacher, labels)
+                if isinstance(host, TasksModel)
+                else objectives.distill(logits, teacher, keep)
+            )
         routing = routing_of(self.accelerator.unwrap_model(model))
         if routing is None:
             return parts
