@@ -336,6 +336,29 @@ def update(
 
 
 @app.command()
+def add(
+    run: RunFolder,
+    page: Annotated[
+        Path, typer.Argument(metavar="PAGE", help="A YAML page with one entry under `tasks`.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the new run.")],
+    epochs: Annotated[
+        float | None, typer.Option(help="Over the new task's rows; the recipe's if not given.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="Say nothing, draw no progress bar.")] = False,
+) -> None:
+    """Add a task to a run of several tasks; the others answer as before, bit for bit."""
+    _calm()
+    from turnout.double.add import add_task, task_page
+
+    name, config = task_page(page)
+    how: dict[str, Any] = {"say": _sayer(quiet), "progress": _bars(quiet)}
+    made = add_task(run, name, config, out, epochs=epochs, **how)
+    if not quiet:
+        _stderr().print(f"done: {made.path}; next: turnout measure {made.path}", highlight=False)
+
+
+@app.command()
 def inspect(
     target: Annotated[
         str, typer.Argument(metavar="MODEL|RUN", help="A folder, a name on the Hub, or a run.")

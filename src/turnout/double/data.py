@@ -29,18 +29,26 @@ def asking(model: TasksModel, task: str) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class TasksData:
-    """each: encoded rows by task. batch_size and the rest: see ``Batches``."""
+    """each: encoded rows by task. batch_size and the rest: see ``Batches``. tasks: of the model, in
+    its order; None = those of ``each``."""
 
     each: Mapping[str, Data]
     batch_size: int
     sampling: Sampling = "proportional"
     temperature: float = 2.0
     seed: int = 0
+    tasks: Sequence[str] | None = None
 
     @classmethod
-    def of(cls, each: Mapping[str, Data], config: TasksTrainConfig) -> TasksData:
+    def of(
+        cls,
+        each: Mapping[str, Data],
+        config: TasksTrainConfig,
+        tasks: Sequence[str] | None = None,
+    ) -> TasksData:
         """As a config says."""
-        return cls(each, config.batch_size, config.sampling, config.temperature, config.seed)
+        how = (config.batch_size, config.sampling, config.temperature, config.seed)
+        return cls(each, *how, tasks)
 
     references = True  # validated by the tasks' scores, not by the loss
     teacher = None
@@ -69,9 +77,13 @@ class TasksData:
 
     def collate(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         """One batch of one task as tensors, with ``task_ids``."""
-        ((task, rows),) = items
-        batch = list(self.each.values())[task].collate(rows)
-        return {**batch, "task_ids": torch.full((len(rows),), task)}
+        ((place, rows),) = items
+        batch = list(self.each.values())[place].collate(rows)
+        return {**batch, "task_ids": torch.full((len(rows),), self._number(place))}
+
+    def _number(self, place: int) -> int:
+        """What the model calls the task at a place of ours."""
+        return place if self.tasks is None else self.tasks.index(list(self.each)[place])
 
     def usual_batch(self, size: int) -> dict[str, torch.Tensor]:
         """A labelled batch of middling length, of the task with the most rows. size: of our
@@ -80,7 +92,7 @@ class TasksData:
         largest = max(names, key=lambda name: len(self.each[name].train))
         batch = self.each[largest].usual_batch(size * self.batch_size)
         rows = len(batch["input_ids"])
-        return {**batch, "task_ids": torch.full((rows,), names.index(largest))}
+        return {**batch, "task_ids": torch.full((rows,), self._number(names.index(largest)))}
 
     def scores(self, model: TasksModel) -> dict[str, float]:
         """Each task's headline on its validation rows."""

@@ -141,13 +141,16 @@ def fit_tasks(
     say: Say = print,
     progress: bool = True,
     bridge_frozen: bool = True,
+    learns: Callable[[TasksModel], None] | None = None,
 ) -> TasksData:
-    """Train a model of tasks in place on encoded data. bridge_frozen: see ``hold``."""
-    mixed = TasksData.of(data, config)
+    """Train a model of tasks in place on encoded data. bridge_frozen: see ``hold``. learns: freezes
+    the rest; None = as the strategy says."""
+    mixed = TasksData.of(data, config, model.tasks)
     # an item is a batch: see double/mixing.py
     plain = config.plain().model_copy(update={"batch_size": 1})
     callbacks = []
-    if config.strategy == "discriminative" and config.unfreeze > 0:
+    held: Any = learns or (lambda host: hold(host, config, bridge_frozen))
+    if learns is None and config.strategy == "discriminative" and config.unfreeze > 0:
         hold(model, config)
         callbacks.append(Unfreezing(model, config.unfreeze))
     fit(
@@ -161,7 +164,7 @@ def fit_tasks(
         say=say,
         callbacks=callbacks,
         trainer_class=TasksTrainer,
-        held=lambda host: hold(host, config, bridge_frozen),  # type: ignore[arg-type]
+        held=held,
         tasks_config=config,
     )
     return mixed
