@@ -51,12 +51,18 @@ def test_it_runs_from_recipe_to_answer(kind: str, tmp_path: Path) -> None:
     assert results.dense.quality.value > 0.8
     assert {arm.family for arm in results.arms} == {"dense", "routed", "random", "static"}
     assert results.family("routed")[0].share < 1
-    found = [json.loads(line) for line in predict(run.path, str(tmp_path / "train.jsonl"), budget=1)]
+    found = [
+        json.loads(line) for line in predict(run.path, str(tmp_path / "train.jsonl"), budget=1)
+    ]
     assert len(found) == 40
     if kind == "labels":
-        right = [set(f["prediction"]) == set(r["label"]) for f, r in zip(found, rows(kind), strict=True)]  # type: ignore[call-overload]
+        right = [
+            set(f["prediction"]) == set(r["label"]) for f, r in zip(found, rows(kind), strict=True)
+        ]  # type: ignore[call-overload]
     elif kind == "number":
-        right = [abs(f["prediction"] - r["label"]) < 0.4 for f, r in zip(found, rows(kind), strict=True)]  # type: ignore[operator]
+        right = [
+            abs(f["prediction"] - r["label"]) < 0.4 for f, r in zip(found, rows(kind), strict=True)
+        ]  # type: ignore[operator]
     else:
         right = [f["prediction"] == r["answer"] for f, r in zip(found, rows(kind), strict=True)]
     assert sum(right) > 30

@@ -82,7 +82,6 @@ class Head(nn.Module):
             return span_loss(logits, labels)
         return in_batch(logits, labels)
 
-
     def taught(self, logits: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         """How far answers are from those of a teacher with the same head, mean of a batch."""
         logits, teacher, kind = logits.float(), teacher.float(), self.config.kind
