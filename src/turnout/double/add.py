@@ -1,4 +1,4 @@
-"""`turnout add`: one task more for a trained run, whose other tasks answer as before, bit for bit."""
+"""`turnout add`: one task more for a trained run; its other tasks answer as before, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from turnout.double.recipe import Name
 from turnout.double.run import TasksRun, open_tasks_run, start_tasks_run
 from turnout.double.versions import current, every
 from turnout.errors import UserError
-from turnout.files import atomic_dir, write_json
+from turnout.files import write_json
 from turnout.hosts.tasks_model import TasksModel, add_head
 from turnout.install import install, uninstall
 from turnout.recipe import checked
