@@ -30,6 +30,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "lora": {"strategy": "lora"},
     "prompt": {"strategy": "prompt"},
     "p-tuning": {"strategy": "p-tuning"},
+    "prefix": {"strategy": "prefix"},
     "router": {"strategy": "router", "routers": [LAYER]},
 }
 
@@ -38,7 +39,7 @@ def settings(name: str, rate: float, size: int | None, seed: int, quick: bool) -
     """Of one training. What is new (heads, prompts, routing layers) learns at ten times the rate of
     the backbone where both learn; alone it has the rate itself."""
     fields = {k: v for k, v in STRATEGIES[name].items() if k != "routers"}
-    alone = name in ("head", "prompt", "p-tuning", "router")
+    alone = name in ("head", "prompt", "p-tuning", "prefix", "router")
     return {
         **fields,
         "epochs": 1.0 if quick else EPOCHS[size],

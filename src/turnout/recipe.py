@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from turnout.errors import UserError
 from turnout.files import nearest
@@ -34,6 +34,13 @@ class Recipe(BaseModel):
     objectives: ObjectivesConfig = ObjectivesConfig()
     train: TrainConfig = TrainConfig()
     measure: MeasureConfig = MeasureConfig()
+
+    @field_validator("task")
+    @classmethod
+    def _alone(cls, task: Any) -> Any:
+        if task.kind == "words":
+            raise ValueError("kind: words is for recipes of `tasks:`, alone there or beside others")
+        return task
 
     def text(self, comment: str = "") -> str:
         """This recipe as YAML, every field written out."""

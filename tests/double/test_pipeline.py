@@ -26,6 +26,7 @@ from turnout.double.recipe import TasksRecipe
 from turnout.double.run import check_labels, open_tasks_run
 from turnout.double.transfer import transfer
 from turnout.files import read_json
+from turnout.recipe import load
 
 RECIPE = """\
 model: host
@@ -273,3 +274,69 @@ def test_other_routers_serve_tasks_too(router: str, tmp_path: Path) -> None:
             torch.testing.assert_close(
                 torch.tensor(found[name][0]), alone[0, :4] if alone.ndim == 3 else alone[0]
             )
+
+
+WORDS = """\
+model: host
+tasks:
+  mood: {kind: classification, train: train.csv, validation: validation.csv, max_length: 16}
+  words: {kind: words, train: train.csv, validation: validation.csv, max_length: 16, share: 0.3}
+routers:
+  - {kind: mixture, reads: both, adapters: 2}
+train: {epochs: 12, batch_size: 8, precision: fp32, learning_rate: 0.005, head_learning_rate: 0.01}
+measure: {repeats: 2, time_examples: 16}
+"""
+
+
+def masked_host(folder: Path, config: Any = None) -> None:
+    tiny.save_host(folder / "host", config)
+    tokenizer = tiny.tokenizer()
+    tokenizer.mask_token = "[UNK]"
+    tokenizer.save_pretrained(folder / "host")
+    tiny.save_reviews(folder)
+
+
+def test_words_are_guessed_beside_another_task(tmp_path: Path) -> None:
+    masked_host(tmp_path)
+    (tmp_path / "tasks.yaml").write_text(WORDS)
+    run = train(tmp_path, "run")
+    scores = read_json(run.path / "training.json")["validation"]
+    assert scores["mood"] > 0.8
+    assert scores["words"] > 0.15  # there are thirty words
+    (mood, words) = measure_tasks(run, say=str).tasks
+    assert mood.quality > 0.8 and words.report["perplexity"] < 30
+    (tmp_path / "ask.txt").write_text("the [UNK] was very fine\na film\n")
+    first, second = (
+        json.loads(line) for line in predict_tasks(run.path, str(tmp_path / "ask.txt"))
+    )
+    assert len(first["words"]["prediction"]) == 1 and second["words"]["prediction"] == []
+    assert first["words"]["prediction"][0]["word"] in tiny.WORDS
+
+
+def test_words_that_would_be_seen_are_not_to_be_guessed(tmp_path: Path) -> None:
+    masked_host(tmp_path)
+    text = WORDS.replace("share: 0.3", "guess: next")
+    (tmp_path / "tasks.yaml").write_text(text)
+    with pytest.raises(UserError, match="looks to both sides: use guess: masked"):
+        train(tmp_path, "run")
+    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    masked_host(
+        tmp_path,
+        hf.LlamaConfig(
+            **sizes,
+            vocab_size=len(tiny.WORDS),
+            intermediate_size=24,
+            max_position_embeddings=32,
+            pad_token_id=0,
+        ),
+    )
+    run = train(tmp_path, "run", "train.epochs=1")
+    (tmp_path / "ask.txt").write_text("the film was very\n")
+    (line,) = (json.loads(line) for line in predict_tasks(run.path, str(tmp_path / "ask.txt")))
+    assert len(line["words"]["prediction"]) == 1
+    alone = tmp_path / "alone.yaml"
+    alone.write_text(
+        "model: host\ntask: {kind: words, train: train.csv}\nrouters: [{kind: gate}]\n"
+    )
+    with pytest.raises(UserError, match="for recipes of `tasks:`"):
+        load(alone)

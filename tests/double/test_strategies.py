@@ -7,7 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 import torch
+import transformers as hf
 from torch import Tensor
 
 import turnout
@@ -30,6 +32,11 @@ LEARNS: dict[str, set[str]] = {
     "lora": {"block 0", "block 1", "routing", "heads"},
     "prompt": {"prompt", "routing", "heads"},
     "p-tuning": {"prompt", "routing", "heads"},
+    "prefix": {"prompt", "routing", "heads"},
+}
+DISTIL: dict[str, Any] = {
+    **{"vocab_size": len(tiny.WORDS), "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24},
+    **{"max_position_embeddings": 32, "pad_token_id": 0},
 }
 MORE = ["train.epochs=2", "train.blocks=1", "train.prompt_tokens=3", "train.unfreeze=0.5"]
 
@@ -74,8 +81,9 @@ def test_what_learns(strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(run.load()(**inputs).logits["mood"], first)
 
 
-def test_a_prompt_stands_before_every_text(tmp_path: Path) -> None:
-    recipe = TasksRecipe.load(save_recipe(tmp_path), ["train.strategy=prompt", *MORE])
+@pytest.mark.parametrize("strategy", ["prompt", "prefix"])
+def test_a_prompt_stands_before_every_text(strategy: str, tmp_path: Path) -> None:
+    recipe = TasksRecipe.load(save_recipe(tmp_path), [f"train.strategy={strategy}", *MORE])
     model = pipeline.train_tasks(recipe, tmp_path / "run", say=str, progress=False).load()
     ids = torch.tensor([[2, 5, 9, 3, 0], [2, 5, 9, 11, 3]])
     mask = (ids > 0).long()
@@ -84,7 +92,8 @@ def test_a_prompt_stands_before_every_text(tmp_path: Path) -> None:
         alone = model(input_ids=ids[:1, :4], tasks=["names"]).logits["names"]
         assert both.shape[:2] == (2, 5)
         torch.testing.assert_close(both[:1, :4], alone)
-        model.prompt.weight += torch.randn(model.prompt.weight.shape)
+        for parameter in model.prompt.parameters():
+            parameter += torch.randn(parameter.shape)
         other = model(input_ids=ids[:1, :4], tasks=["names"]).logits["names"]
     assert not torch.allclose(other, alone, atol=1e-3)
 
@@ -128,3 +137,14 @@ def test_a_name_of_nothing_is_refused(tmp_path: Path) -> None:
     learns = [name for name, p in model.backbone.named_parameters() if p.requires_grad]
     assert learns and all(name.startswith("encoder.layer.0.attention") for name in learns)
     assert isinstance(model.turnout, turnout.execute.routing.Routing)  # type: ignore[attr-defined]
+
+
+def test_a_prefix_is_refused_where_it_would_be_lost(tmp_path: Path) -> None:
+    page = save_recipe(tmp_path)
+    routers = 'routers=[{"kind": "gate", "site": "layer"}]'
+    with pytest.raises(UserError, match="prefix gives every attention keys and values"):
+        TasksRecipe.load(page, ["train.strategy=prefix", routers])
+    tiny.save_host(tmp_path / "host", hf.DistilBertConfig(**DISTIL))
+    recipe = TasksRecipe.load(page, ["train.strategy=prefix", *MORE])
+    with pytest.raises(UserError, match="reads a cache, which DistilBertModel has not"):
+        pipeline.train_tasks(recipe, tmp_path / "run", say=str, progress=False)

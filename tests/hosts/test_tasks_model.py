@@ -13,7 +13,8 @@ from torch import Tensor
 
 import turnout
 from turnout import UserError
-from turnout.hosts.tasks_model import HeadConfig, TasksModel, add_head, with_heads
+from turnout.hosts.tasks_model import TasksModel, add_head, with_heads
+from turnout.units.task_heads import HeadConfig
 
 HEADS = {
     "topic": HeadConfig(kind="class", width=3),

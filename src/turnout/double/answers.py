@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from turnout.execute.batches import Row, groups_by_length, lengths_of
 from turnout.execute.mode import evaluating
 from turnout.hosts.tasks_model import TasksModel
+from turnout.tasks.base import IGNORED, Task
+from turnout.train.data import listed, predictions_of
 
 READ = ("input_ids", "attention_mask", "token_type_ids", "case_ids")
 
@@ -33,26 +36,62 @@ def answers(
 ) -> dict[str, list[np.ndarray]]:
     """Logits of each task for every row, (C,) or (T, C) of its real tokens: one pass of the
     backbone for all tasks. Where a router inside the backbone depends on the task there is no such
-    pass: then there is one a task."""
+    pass: then there is one a task. A task of words has a pass of its own too: of a whole vocabulary
+    only what the rows' labels ask for is kept (see ``WordsHead``)."""
     found: dict[str, list[Any]] = {name: [None] * len(rows) for name in tasks}
-    together = [[name] for name in tasks] if asks_inside(model) else [list(tasks)]
+    words = [name for name in tasks if _kind(model, name) == "words"]
+    others = [name for name in tasks if name not in words]
+    together = [[name] for name in tasks] if asks_inside(model) else [[name] for name in words]
+    if others and not asks_inside(model):
+        together.append(others)
     with evaluating(model):
         for group in groups_by_length(lengths_of(rows), batch_tokens):
-            inputs = padded([rows[i] for i in group], tokenizer, model.device)
+            some = [rows[i] for i in group]
+            inputs = padded(some, tokenizer, model.device)
             for names in together:
-                for name, logits in _logits(model, names, inputs).items():
+                labels = _marks(some, inputs) if names[0] in words else None
+                for name, logits in _logits(model, names, inputs, labels).items():
                     for place, row in zip(group, _each(logits, inputs), strict=True):
                         found[name][place] = row
     return found
 
 
+def score(
+    model: TasksModel,
+    name: str,
+    task: Task[Any],
+    encoded: datasets.Dataset,
+    references: Any,
+    tokenizer: Any,
+) -> float:
+    """A task's headline on encoded, labelled rows."""
+    logits = answers(model, listed(encoded), tokenizer, [name])[name]
+    found = predictions_of(task, encoded, logits)
+    return task.score(task.counts(found, references).sum(0))
+
+
+def _kind(model: TasksModel, name: str) -> str:
+    head: Any = model.heads[name]
+    return head.config.kind
+
+
+def _marks(rows: Sequence[Row], inputs: Mapping[str, Tensor]) -> Tensor:
+    """The labels of tokens, padded."""
+    ids = inputs["input_ids"]
+    marks = torch.full_like(ids, IGNORED)
+    for place, row in enumerate(rows):
+        own = torch.as_tensor(row["labels"], device=ids.device)
+        marks[place, : len(own)] = own
+    return marks
+
+
 def _logits(
-    model: TasksModel, names: Sequence[str], inputs: Mapping[str, Tensor]
+    model: TasksModel, names: Sequence[str], inputs: Mapping[str, Tensor], labels: Tensor | None
 ) -> dict[str, Tensor]:
-    if len(names) > 1 or not asks_inside(model):
+    if labels is None and not asks_inside(model):
         return model(**inputs, tasks=names).logits
     ids = torch.full((len(inputs["input_ids"]),), model.tasks.index(names[0]), device=model.device)
-    return {names[0]: model(**inputs, task_ids=ids).logits}
+    return {names[0]: model(**inputs, task_ids=ids, labels=labels).logits}
 
 
 def _each(logits: Tensor, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:

@@ -10,9 +10,10 @@ from turnout.double.mixing import Sampling
 from turnout.train.config import Count, Rate, Seed, Share, TrainConfig
 
 Strategy = Literal[
-    "full", "partial", "head", "router", "discriminative", "lora", "prompt", "p-tuning"
+    "full", "partial", "head", "router", "discriminative", "lora", "prompt", "p-tuning", "prefix"
 ]
-FROZEN: frozenset[Strategy] = frozenset({"head", "router", "lora", "prompt", "p-tuning"})
+PROMPTS: frozenset[Strategy] = frozenset({"prompt", "p-tuning", "prefix"})
+FROZEN: frozenset[Strategy] = PROMPTS | {"head", "router", "lora"}
 
 
 class TasksTrainConfig(BaseModel):
@@ -23,9 +24,9 @@ class TasksTrainConfig(BaseModel):
     ``router``: routers and their units. ``discriminative``: all, each block slower by ``decay``
     than the one above it, and blocks are let in from the top over the first part ``unfreeze`` of
     the training (ULMFiT, Howard and Ruder 2018, arXiv 1801.06146). ``lora``: adapters of width
-    ``rank`` by PEFT, merged into the backbone in the end; routers. ``prompt``, ``p-tuning``:
-    ``prompt_tokens`` states before the text (Lester et al. 2021, arXiv 2104.08691), made by a small
-    network in the latter (Liu et al. 2021, arXiv 2103.10385); routers. freeze_embeddings: of the
+    ``rank`` by PEFT, merged into the backbone in the end; routers. ``prompt``, ``p-tuning``,
+    ``prefix``: ``prompt_tokens`` states, or keys and values, before the text (see
+    hosts/prompts.py); routers. freeze_embeddings: of the
     backbone, whatever the strategy (much faster on a CPU). sampling: how often each task comes:
     ``proportional`` to its rows, to their power 1 / ``temperature``, or ``round-robin``. weighting:
     of the losses: ``fixed``, by ``weights``, or learned from the tasks' ``uncertainty``.

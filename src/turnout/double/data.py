@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from turnout.double.answers import score
 from turnout.double.config import TasksTrainConfig
 from turnout.double.mixing import Batches, Sampling
 from turnout.hosts.tasks_model import TasksModel
@@ -67,6 +68,7 @@ class TasksData:
             temperature=self.temperature,
             seed=self.seed,
             together={name: data.task.together for name, data in self.each.items()},
+            vary={name: data.task.vary for name, data in self.each.items()},
         )
 
     @property
@@ -96,11 +98,10 @@ class TasksData:
 
     def scores(self, model: TasksModel) -> dict[str, float]:
         """Each task's headline on its validation rows."""
-        found = {}
-        for name, data in self.each.items():
-            with asking(model, name):
-                found[name] = data.score(model)
-        return found
+        return {
+            name: score(model, name, data.task, data.validation, data.references, data.tokenizer)
+            for name, data in self.each.items()
+        }
 
     def score(self, model: Any) -> float:
         """The mean of the headlines."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Sampler
 from turnout.errors import UserError
 
 Sampling = Literal["proportional", "temperature", "round-robin"]
+Vary = Callable[[dict[str, Any], int], dict[str, Any]]
 POOL = 32  # batches whose rows are sorted by length together
 
 
@@ -31,8 +32,9 @@ class Batches(Dataset[tuple[int, list[dict[str, Any]]]]):
     seed and the epoch alone, so a training that goes on sees what it would have seen.
 
     rows: encoded, by task. together: by task, how many of its rows stay side by side; 1 where it
-    says nothing. size: rows of a batch. shuffled: False takes every row once, in order. An epoch
-    has as many batches as all rows fill. Raises UserError for a task without rows.
+    says nothing. vary: by task, what a row is in an epoch. size: rows of a batch. shuffled: False
+    takes every row once, in order. An epoch has as many batches as all rows fill. Raises UserError
+    for a task without rows.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Batches(Dataset[tuple[int, list[dict[str, Any]]]]):
         seed: int = 0,
         shuffled: bool = True,
         together: Mapping[str, int] | None = None,
+        vary: Mapping[str, Vary] | None = None,
     ) -> None:
         empty = [name for name, each in rows.items() if not len(each)]
         if empty:
@@ -52,12 +55,14 @@ class Batches(Dataset[tuple[int, list[dict[str, Any]]]]):
         self.rows, self.size, self.seed, self.shuffled = list(rows.values()), size, seed, shuffled
         self.sizes = [len(each) for each in self.rows]
         self.together = [(together or {}).get(name, 1) for name in rows]
+        self.vary = [(vary or {}).get(name) for name in rows]
         self.share = shares(self.sizes, sampling, temperature)
         self.lengths = [np.array([len(row["input_ids"]) for row in each]) for each in self.rows]
         self.arrange(0)
 
     def arrange(self, epoch: int) -> None:
         """Lay out the batches of an epoch."""
+        self.epoch = epoch
         counts = [-(-size // self.size) for size in self.sizes]
         if not self.shuffled:
             self._plan = [
@@ -98,7 +103,9 @@ class Batches(Dataset[tuple[int, list[dict[str, Any]]]]):
 
     def __getitem__(self, place: int) -> tuple[int, list[dict[str, Any]]]:
         task, at = self._plan[place]
-        return task, [dict(self.rows[task][int(row)]) for row in at]
+        batch = [dict(self.rows[task][int(row)]) for row in at]
+        vary = self.vary[task]
+        return task, batch if vary is None else [vary(row, self.epoch) for row in batch]
 
 
 class BatchOrder(Sampler[int]):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import set_seed
 
-from turnout.double.config import TasksTrainConfig
+from turnout.double.config import PROMPTS, TasksTrainConfig
 from turnout.double.data import TasksData, asking
 from turnout.double.recipe import TasksRecipe
 from turnout.double.run import TasksRun, is_tasks_run, open_tasks_run, start_tasks_run
@@ -22,7 +22,7 @@ from turnout.files import write_json
 from turnout.hosts.tasks_model import TasksModel, add_bridge, add_cases
 from turnout.install import install, uninstall
 from turnout.objectives import ObjectivesConfig
-from turnout.tasks import TASKS, NERConfig
+from turnout.tasks import TASKS, NERConfig, WordsTask
 from turnout.tasks.base import Task
 from turnout.tasks.casing import CASES, cased
 from turnout.train.data import Data, encode
@@ -91,10 +91,12 @@ def new_model(recipe: TasksRecipe, tasks: Mapping[str, Task[Any]]) -> tuple[Task
     model, tokenizer = open_backbone(
         recipe.model,
         {name: task.head for name, task in tasks.items()},
-        max(task.config.max_length for task in tasks.values()),
+        max(task.config.max_length for task in tasks.values())
+        + (recipe.train.prompt_tokens if recipe.train.strategy in PROMPTS else 0),
         words=any(isinstance(task.config, NERConfig) for task in tasks.values()),
         seed=recipe.train.seed,
     )
+    _check_guesses(model, tasks)
     set_seed(recipe.train.seed)  # of the first weights of all that is new
     if recipe.casing:
         tokenizer = cased(tokenizer)
@@ -105,6 +107,16 @@ def new_model(recipe: TasksRecipe, tasks: Mapping[str, Task[Any]]) -> tuple[Task
     if recipe.routers:
         install(model, recipe.routers)
     return model, tokenizer
+
+
+def _check_guesses(model: TasksModel, tasks: Mapping[str, Task[Any]]) -> None:
+    """Raise UserError where a token would see the next one, which it is to guess."""
+    for name, task in tasks.items():
+        if isinstance(task, WordsTask) and task.config.guess == "next" and not model.looks_back():
+            raise UserError(
+                f"task {name!r}: guess: next is for backbones whose tokens look back only; "
+                f"{type(model.backbone).__name__} looks to both sides: use guess: masked"
+            )
 
 
 def fit_routers(model: TasksModel, data: Mapping[str, Data], say: Say) -> None:

@@ -47,7 +47,9 @@ def predict_tasks(
     raw = {name: task.read(source) for name, task in chosen.items()}
     encoded = {name: task.encode(raw[name], tokenizer) for name, task in chosen.items()}
     logits: dict[str, list[np.ndarray]] = {}
-    for names in alike({name: rows["input_ids"] for name, rows in encoded.items()}):
+    words = [name for name, task in chosen.items() if task.head.kind == "words"]
+    ids = {name: rows["input_ids"] for name, rows in encoded.items() if name not in words}
+    for names in [*alike(ids), *([name] for name in words)]:  # words say where they are asked for
         rows = listed(encoded[names[0]])
         logits |= answers(model, rows, tokenizer, names, batch_tokens)
     for place in range(len(next(iter(raw.values())))):

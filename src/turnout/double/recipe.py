@@ -51,6 +51,11 @@ class TasksRecipe(BaseModel):
                 raise ValueError(
                     f"train.weights: no task {name!r}; the tasks are {', '.join(self.tasks)}"
                 )
+        if self.train.strategy == "prefix" and any(r.site != "output" for r in self.routers):
+            raise ValueError(
+                "train.strategy: prefix gives every attention keys and values, which routers "
+                "inside of the backbone do not know of: put routers at site output, or use prompt"
+            )
         return self
 
     @classmethod

@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraModel
 from torch import nn
 from transformers import TrainerCallback
 
-from turnout.double.config import FROZEN, TasksTrainConfig
+from turnout.double.config import FROZEN, PROMPTS, TasksTrainConfig
 from turnout.errors import UserError
 from turnout.hosts.attach import blocks_of, find_family
 from turnout.hosts.tasks_model import TasksModel, add_prompt
@@ -19,7 +19,7 @@ LORA = "turnout_lora"
 
 def begin(model: TasksModel, config: TasksTrainConfig) -> None:
     """Add what a strategy trains and the backbone lacks; before routers are installed."""
-    if config.strategy in ("prompt", "p-tuning"):
+    if config.strategy in PROMPTS:
         add_prompt(model, config.strategy, config.prompt_tokens)
     if config.strategy == "lora":
         made = LoraConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules="all-linear")

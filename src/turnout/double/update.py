@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from turnout.double.answers import answers
+from turnout.double.answers import score
 from turnout.double.pipeline import fit_tasks
 from turnout.double.run import TasksRun, open_tasks_run
 from turnout.double.versions import UPDATE, VERSIONS, current, every, use
@@ -25,7 +25,7 @@ from turnout.errors import UserError
 from turnout.files import atomic_dir, make_folder, write_json
 from turnout.hosts.tasks_model import TasksModel
 from turnout.tasks.base import Task
-from turnout.train.data import Data, listed, predictions_of
+from turnout.train.data import Data
 from turnout.train.precision import moved
 from turnout.train.saving import save
 
@@ -84,8 +84,8 @@ def update(
     splits = {each: t.load() for each, t in tasks.items()}
     olds = {each: split.get("test", split["validation"]) for each, split in splits.items()}
     model, tokenizer = moved(opened.load()), opened.tokenizer()
-    before = {each: score(model, each, tasks[each], olds[each], tokenizer) for each in tasks}
-    new_before = score(model, name, tasks[name], fresh_test, tokenizer)
+    before = {each: _judged(model, each, tasks[each], olds[each], tokenizer) for each in tasks}
+    new_before = _judged(model, name, tasks[name], fresh_test, tokenizer)
     version = every(opened.path)[-1] + 1
     checkpoints = opened.path / "checkpoints" / f"update-{version}"
     shutil.rmtree(checkpoints, ignore_errors=True)  # of another update, which was stopped
@@ -94,8 +94,8 @@ def update(
         update={"epochs": epochs, "max_steps": None, "patience": None, "seed": seed}
     )
     fit_tasks(model, mixed, config, checkpoints, say, progress)
-    after = {each: score(model, each, tasks[each], olds[each], tokenizer) for each in tasks}
-    new_after = score(model, name, tasks[name], fresh_test, tokenizer)
+    after = {each: _judged(model, each, tasks[each], olds[each], tokenizer) for each in tasks}
+    new_after = _judged(model, name, tasks[name], fresh_test, tokenizer)
     fallen = [each for each in tasks if after[each] < before[each] - margin]
     found = Update(version, name, len(fresh), margin, before, after, new_before, new_after, fallen)
     _keep(opened, model, tokenizer, found)
@@ -106,14 +106,11 @@ def update(
     return found
 
 
-def score(
+def _judged(
     model: TasksModel, name: str, task: Task[Any], rows: datasets.Dataset, tokenizer: Any
 ) -> float:
     """A task's headline on labelled rows."""
-    encoded = task.encode(rows, tokenizer)
-    logits = answers(model, listed(encoded), tokenizer, [name])[name]
-    found = predictions_of(task, encoded, logits)
-    return task.score(task.counts(found, task.references(rows)).sum(0))
+    return score(model, name, task, task.encode(rows, tokenizer), task.references(rows), tokenizer)
 
 
 def _named(tasks: Mapping[str, Task[Any]], task: str | None, run: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from turnout.double.config import TasksTrainConfig
-from turnout.hosts.tasks_model import Head
+from turnout.units.task_heads import Head
 
 
 def weighed(loss: Tensor, name: str, head: Head, config: TasksTrainConfig) -> Tensor:

@@ -21,6 +21,8 @@ from turnout.tasks.ranking import RankingConfig as RankingConfig
 from turnout.tasks.ranking import RankingTask as RankingTask
 from turnout.tasks.rewriting import RewritingConfig as RewritingConfig
 from turnout.tasks.rewriting import RewritingTask as RewritingTask
+from turnout.tasks.words import WordsConfig as WordsConfig
+from turnout.tasks.words import WordsTask as WordsTask
 
 TASKS = {
     "answers": AnswersTask,
@@ -30,6 +32,7 @@ TASKS = {
     "number": NumberTask,
     "ranking": RankingTask,
     "rewriting": RewritingTask,
+    "words": WordsTask,
 }
 TaskConfig = Annotated[
     AnswersConfig
@@ -38,6 +41,7 @@ TaskConfig = Annotated[
     | NERConfig
     | NumberConfig
     | RankingConfig
-    | RewritingConfig,
+    | RewritingConfig
+    | WordsConfig,
     Field(discriminator="kind"),
 ]

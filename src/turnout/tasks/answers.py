@@ -12,7 +12,7 @@ from pydantic import Field
 from transformers import DataCollatorForTokenClassification
 
 from turnout.errors import UserError
-from turnout.hosts.tasks_model import BEGIN, BOTH, END, HeadConfig, TasksModel
+from turnout.hosts.tasks_model import TasksModel
 from turnout.tasks.base import (
     IGNORED,
     Collator,
@@ -24,6 +24,7 @@ from turnout.tasks.base import (
     plain,
 )
 from turnout.tasks.table import Table, is_hub_name, read_hub, read_table
+from turnout.units.task_heads import BEGIN, BOTH, END, HeadConfig
 
 
 class AnswersConfig(DataConfig):

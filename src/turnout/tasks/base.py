@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from turnout.errors import UserError
 from turnout.flow import IGNORED as IGNORED
-from turnout.hosts.tasks_model import HeadConfig
 from turnout.tasks.table import no_progress
+from turnout.units.task_heads import HeadConfig
 
 
 class DataConfig(BaseModel):
@@ -92,6 +92,10 @@ class Task(ABC, Generic[C]):
     def encode(self, dataset: datasets.Dataset, tokenizer: Any) -> datasets.Dataset:
         """Features, one row a row: input_ids, attention_mask, token_type_ids (if the tokenizer has
         them) and labels. Raw columns are dropped. In memory only: no cache files."""
+
+    def vary(self, row: dict[str, Any], epoch: int) -> dict[str, Any]:
+        """An encoded training row as it is seen in an epoch of several tasks."""
+        return row
 
     @abstractmethod
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:

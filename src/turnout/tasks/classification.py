@@ -10,10 +10,10 @@ from sklearn.metrics import classification_report
 from transformers import AutoModelForSequenceClassification
 
 from turnout.errors import UserError
-from turnout.hosts.tasks_model import HeadConfig
 from turnout.tasks.base import as_array, plain
 from turnout.tasks.reading import TextConfig, TextTask
 from turnout.tasks.table import Table
+from turnout.units.task_heads import HeadConfig
 
 
 class ClassificationConfig(TextConfig):

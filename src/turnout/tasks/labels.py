@@ -10,9 +10,10 @@ from pydantic import Field
 from sklearn.metrics import classification_report
 
 from turnout.errors import UserError
-from turnout.hosts.tasks_model import HeadConfig, TasksModel
+from turnout.hosts.tasks_model import TasksModel
 from turnout.tasks.base import as_array, plain
 from turnout.tasks.reading import TextConfig, TextTask
+from turnout.units.task_heads import HeadConfig
 
 
 class LabelsConfig(TextConfig):

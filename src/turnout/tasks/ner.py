@@ -12,7 +12,6 @@ from sklearn.metrics import classification_report
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
 from turnout.errors import UserError
-from turnout.hosts.tasks_model import HeadConfig
 from turnout.tasks.base import (
     IGNORED,
     Collator,
@@ -25,6 +24,7 @@ from turnout.tasks.base import (
 )
 from turnout.tasks.conll import Scheme, spans
 from turnout.tasks.ner_data import TAGS, TOKENS, read_tagged, read_words
+from turnout.units.task_heads import HeadConfig
 
 OUTSIDE = "O"
 

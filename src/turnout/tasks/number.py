@@ -9,9 +9,10 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from turnout.errors import UserError
-from turnout.hosts.tasks_model import HeadConfig, TasksModel
+from turnout.hosts.tasks_model import TasksModel
 from turnout.tasks.base import as_array, plain
 from turnout.tasks.reading import TextConfig, TextTask
+from turnout.units.task_heads import HeadConfig
 
 
 class NumberConfig(TextConfig):

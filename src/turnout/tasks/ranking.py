@@ -9,9 +9,10 @@ import numpy as np
 from pydantic import Field
 
 from turnout.errors import UserError
-from turnout.hosts.tasks_model import HeadConfig, TasksModel
+from turnout.hosts.tasks_model import TasksModel
 from turnout.tasks.base import as_array, map_batches, plain
 from turnout.tasks.reading import TextConfig, TextTask
+from turnout.units.task_heads import HeadConfig
 
 AT = (1, 3, 10)  # places down to which an answer counts as found
 

@@ -12,9 +12,9 @@ from pydantic import Field
 from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq
 
 from turnout.errors import UserError
-from turnout.hosts.tasks_model import HeadConfig
 from turnout.tasks.base import IGNORED, Collator, check_tokenizer, map_batches, plain
 from turnout.tasks.reading import TextConfig, TextTask
+from turnout.units.task_heads import HeadConfig
 
 BLEU_COUNTS = 10  # length of answer and reference; n-grams right and all, for 1 to 4
 

