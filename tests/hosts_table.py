@@ -100,6 +100,17 @@ class Host:
         return self.stacks == ("encoder",)
 
 
+def _pair_config() -> Any:
+    """Two BERTs."""
+    made = hf.EncoderDecoderConfig.from_encoder_decoder_configs(
+        hf.BertConfig(**COMMON), hf.BertConfig(**COMMON)
+    )
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "vocab_size"):
+        setattr(made, name, COMMON[name])
+    made.decoder_start_token_id = 1
+    return made
+
+
 DECODER, BOTH = ("decoder",), ("encoder", "decoder")
 SPEECH: dict[str, Any] = dict(
     hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4, intermediate_size=48,
@@ -195,6 +206,7 @@ HOSTS = (
     ),
     Host("bart", "BartForConditionalGeneration", lambda: hf.BartConfig(**SEQ2SEQ), "pairs", BOTH),
     Host("marian", "MarianMTModel", lambda: hf.MarianConfig(**SEQ2SEQ), "pairs", BOTH),
+    Host("pair", "EncoderDecoderModel", lambda: _pair_config(), "pairs", BOTH),
     Host(
         "vit",
         "ViTForImageClassification",

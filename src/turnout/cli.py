@@ -66,12 +66,18 @@ def new(
     page: Annotated[Path, typer.Argument(metavar="PAGE", help="A YAML page.")],
     out: Annotated[Path, typer.Option(help="Folder of the host; must not be there yet.")],
 ) -> None:
-    """Make a host with random weights and a tokenizer learned from texts, to train from scratch."""
+    """Make a host that nobody has trained: random weights and a tokenizer learned from texts, or an
+    encoder-decoder out of two pretrained models."""
     _calm()
     from turnout.recipe import plain_page
+    from turnout.recipe_yaml import read_page
     from turnout.train.new_host import NewHost, new_host
+    from turnout.train.new_pair import NewPair, new_pair
 
-    made = new_host(plain_page(page, NewHost, [("tokenizer", "texts")]), out)
+    if "encoder" in read_page(page).data:
+        made = new_pair(plain_page(page, NewPair, []), out)
+    else:
+        made = new_host(plain_page(page, NewHost, [("tokenizer", "texts")]), out)
     _stderr().print(f"done: {made}; next: a recipe with model: {made}", highlight=False)
 
 

@@ -28,7 +28,7 @@ SPECS: dict[str, list[dict[str, Any]]] = {
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-@pytest.mark.parametrize("name", ["t5", "bart", "marian"])
+@pytest.mark.parametrize("name", ["t5", "bart", "marian", "pair"])
 def test_generate(name: str, spec: list[dict[str, Any]], beams: int) -> None:
     host = BY_NAME[name]
     model: Any = host.build()

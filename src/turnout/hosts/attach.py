@@ -101,10 +101,13 @@ def blocks_of(model: PreTrainedModel, family: Family) -> list[BlockView]:
 def _heads(model: PreTrainedModel, stack: Stack) -> tuple[int, int]:
     """Query heads, and key and value heads, of a stack."""
     base: Any = model.base_model
-    config = base.config.get_text_config()
     if not stack.heads:
         return 0, 0
-    heads = int(getattr(config, stack.heads))
+    *above, field = stack.heads.split(".")
+    config = base.config if above else base.config.get_text_config()
+    for part in above:
+        config = getattr(config, part)
+    heads = int(getattr(config, field))
     return heads, int(getattr(config, "num_key_value_heads", None) or heads)
 
 

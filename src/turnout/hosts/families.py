@@ -37,6 +37,27 @@ register_family(Family("bert", ("bert", "roberta"), (_bert,), _bert_refuses))
 # ELECTRA may project its embeddings before the first block, so a span embeds again.
 register_family(Family("electra", ("electra",), (replace(_bert, embeddings=""),), _bert_refuses))
 
+_pair = replace(_bert, embeddings="", heads="encoder.num_attention_heads")
+# Two of BERT's kind in an EncoderDecoderModel, the second with attention to the first.
+register_family(
+    Family(
+        "pair",
+        ("encoder-decoder",),
+        (
+            replace(_pair, blocks="encoder.encoder.layer"),
+            replace(
+                _pair,
+                name="decoder",
+                blocks="decoder.bert.encoder.layer",
+                cross=leaves(query="crossattention.self.query", residual="crossattention.output"),
+                mask="decoder_attention_mask",
+                hideable=False,
+                heads="decoder.num_attention_heads",
+            ),
+        ),
+    )
+)
+
 register_family(
     Family(
         "distilbert",

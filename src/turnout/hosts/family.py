@@ -62,9 +62,9 @@ class Stack:
     from attention (encoders). embeddings: path from the base model of the module whose result
     enters the first block, so that a span that brings its own state need not embed ("" = none).
     merge: path of attention's output projection in a block ("" = the ``delta`` leaf). heads:
-    config field with the number of query heads; ``num_key_value_heads`` is read beside it ("" = no
-    head can be skipped by itself). whole_heads: attention takes a fused projection apart at fixed
-    places, so it must come in full width.
+    config field with the number of query heads (with dots: from the whole config);
+    ``num_key_value_heads`` is read beside it ("" = no head can be skipped by itself). whole_heads:
+    attention takes a fused projection apart at fixed places, so it must come in full width.
     neurons: the linear layers of the feed-forward network, for hosts whose ffn can be split.
     experts: path in a block of experts that the host has by itself; of a block without them, the
     neurons count.
