@@ -77,8 +77,8 @@ def _averaged(
     paths: int,
     first: int,
 ) -> tuple[BulkResult, list[float]]:
-    """Log of the mean probabilities of the paths with seeds first, first + 1, ..., and their spread
-    by row."""
+    """Logits of the mean probabilities of the paths with seeds first, first + 1, ..., and their
+    spread by row."""
     runs = []
     for seed in range(first, first + paths):
         model.turnout.seed = seed
@@ -89,7 +89,7 @@ def _averaged(
         np.stack([task.probabilities(run.logits[i]) for run in runs])  # type: ignore[misc]
         for i in range(len(rows))
     ]
-    logits = [np.log(found.mean(0).clip(1e-12)) for found in each]
+    logits = [task.logits_of(found.mean(0)) for found in each]
     units = np.mean([run.units for run in runs], axis=0)
     share, saved = (float(np.mean([getattr(run, n) for run in runs])) for n in ("share", "saved"))
     result = BulkResult(logits, units, runs[0].use, share, saved)

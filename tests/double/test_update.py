@@ -17,9 +17,12 @@ from double.test_pipeline import save_recipe, train
 from turnout import UserError
 from turnout.cli import app
 from turnout.double import versions
+from turnout.double.memory import memory
 from turnout.double.run import open_tasks_run
 from turnout.double.update import update
+from turnout.train import saving
 
+module = sys.modules["turnout.double.update"]
 STEPS = ["train.epochs=10", "train.learning_rate=0.003"]
 
 
@@ -44,9 +47,9 @@ def save_new(folder: Path, poisoned: bool = False) -> Path:
     down."""
     lines = ["text,label"]
     for row in range(60):
-        good = bool(row % 2)
+        good = bool(row * 7 // 3 % 2)
         word = tiny.NAMES[good] if not poisoned else (tiny.BAD if good else tiny.GOOD)[row % 5]
-        filler = tiny.FILLER[row % 7 : row % 7 + 3]
+        filler = (tiny.FILLER[row % 9], tiny.FILLER[row // 9], tiny.FILLER[row % 7])
         lines.append(f"{' '.join([*filler, word])},{'positive' if good else 'negative'}")
     path = folder / f"new-{poisoned}.csv"
     path.write_text("\n".join(lines) + "\n")
@@ -90,6 +93,73 @@ def test_what_harms_is_refused_and_kept(run: Path) -> None:
         app, ["update", str(run), "--data", data, "--task", "names", "--quiet"]
     )
     assert done.exit_code == 2 and versions.every(run) == [0, 1]
+    versions.use(run, 0)
+    done = CliRunner().invoke(
+        app, ["update", str(run), "--data", data, "--task", "mood", "--epochs", "10", "--quiet"]
+    )
+    assert done.exit_code == 3 and versions.current(run) == 0
+
+
+def test_what_an_update_taught_is_remembered_by_the_next(run: Path) -> None:
+    how: dict[str, Any] = {"task": "mood", "margin": 0.05, "say": str, "progress": False}
+    first = update(run, str(save_new(run.parent)), epochs=10, **how)
+    assert first.accepted and set(first.before) == {"mood", "names"}
+    upside = run.parent / "upside.csv"
+    text = (run.parent / "new-False.csv").read_text()
+    swapped = text.replace(",positive", ",?").replace(",negative", ",positive")
+    upside.write_text(swapped.replace(",?", ",negative").replace(" in", "").replace("the", "The"))
+    again = update(run, str(upside), epochs=10, replay=0.1, **how)
+    assert set(again.before) == {"mood", "names", "mood, version 1"}
+    assert again.before["mood, version 1"] == first.new_after
+    opened = open_tasks_run(run)
+    known = memory(opened, opened.tasks())
+    assert len(known.trains["mood"]) == 40 + first.rows
+    assert len(known.tests["mood, version 1"][1]) > 5
+
+
+def test_rows_that_judge_are_not_learned_from(run: Path) -> None:
+    test = (run.parent / "test.csv").read_text().splitlines()[1:]
+    new = save_new(run.parent)
+    new.write_text(new.read_text() + "\n".join(test) + "\n")
+    found = update(run, str(new), task="mood", margin=1.0, say=str, progress=False)
+    assert found.left_out >= len(set(test))
+    old = run.parent / "old.csv"
+    old.write_text("\n".join(["text,label", *test]) + "\n")
+    with pytest.raises(UserError, match="0 of its 20 row"):
+        update(run, str(old), task="mood", say=str, progress=False)
+
+
+def test_columns_of_their_own_do_no_harm(run: Path) -> None:
+    new = save_new(run.parent)
+    lines = new.read_text().splitlines()
+    new.write_text("\n".join([f"source,{lines[0]}", *(f"7,{line}" for line in lines[1:])]) + "\n")
+    found = update(run, str(new), task="mood", margin=1.0, say=str, progress=False)
+    assert found.rows > 20
+
+
+def test_without_replay_other_tasks_have_no_rows(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    fit = module.fit_tasks
+    monkeypatch.setattr(module, "fit_tasks", lambda m, d, *a: seen.append(d) or fit(m, d, *a))
+    found = update(
+        run, str(save_new(run.parent)), task="mood", replay=0, margin=1, say=str, progress=False
+    )
+    assert set(seen[0]) == {"mood"} and len(seen[0]["mood"].train) == found.rows
+
+
+def test_an_update_trains_what_its_strategy_says(tmp_path: Path) -> None:
+    save_recipe(tmp_path)
+    run = train(tmp_path, "run", *STEPS, "train.strategy=lora").path
+    before = open_tasks_run(run).load().backbone.state_dict()
+    found = update(
+        run, str(save_new(tmp_path)), task="mood", epochs=2, margin=1.0, say=str, progress=False
+    )
+    assert found.version == 1
+    after = saving.load(versions.folder(run, 1)).backbone.state_dict()
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
+    assert set(before) == set(after)
 
 
 KILLED = """

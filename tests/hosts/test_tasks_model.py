@@ -151,7 +151,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         model(**inputs, tasks=["sports"])
     with pytest.raises(UserError, match=r"task_ids \[3\] are not all places"):
         model(**inputs, task_ids=torch.full((6,), 3))
-    with pytest.raises(UserError, match="a batch is of one task"):
+    with pytest.raises(UserError, match="labels are of one task"):
         model(**inputs, tasks=["topic", "names"], labels=torch.zeros(6).long())
     with pytest.raises(UserError, match="there is a task 'topic' already"):
         add_head(model, "topic", HEADS["topic"])

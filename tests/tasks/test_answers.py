@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from turnout import UserError
-from turnout.tasks.answers import AnswersConfig, AnswersTask, best_span
+from turnout.tasks.answers import AnswersConfig, AnswersTask, best_span, overlap, words_of
 
 ROWS = [
     {"question": "the actor", "context": "Ann met the witty actor in Rome", "answer": "Rome"},
@@ -38,27 +38,52 @@ def test_answers_are_found_again(tmp_path: Path) -> None:
     marks = [np.asarray(row) for row in rows["labels"]]
     assert [len(m) for m in marks] == [len(ids) for ids in rows["input_ids"]]
     gold = made.references(raw)
-    assert gold[2] == (-1, -1)  # cut off
-    for row, (first, last) in enumerate(gold[:2]):
+    assert gold[2].span == (-1, -1)  # cut off
+    for row, (first, last) in enumerate(each.span for each in gold[:2]):
         found = made.describe(raw[row], (first, last))
         assert found["prediction"] == ROWS[row]["answer"]
         assert raw[row]["context"][found["start"] :].startswith(ROWS[row]["answer"])
     logits = []
-    for m, (first, last) in zip(marks, gold, strict=True):
+    for m, (first, last) in zip(marks, (each.span for each in gold), strict=True):
         each = np.zeros((len(m), 2))
         if first >= 0:
             each[first, 0] = each[last, 1] = 9.0
         logits.append(each)
     found = [made.predictions(o[None], m[None])[0] for o, m in zip(logits, marks, strict=True)]
-    assert found[:2] == gold[:2]
+    assert found[:2] == [each.span for each in gold[:2]]
     report = made.report(found, gold)
     assert report == {"exact": pytest.approx(2 / 3), "f1": pytest.approx(2 / 3), "cut_off": 1}
 
 
-def test_f1_counts_tokens_that_overlap() -> None:
-    made = AnswersTask(AnswersConfig(train="x"))
-    assert made.counts([(2, 5)], [(4, 7)])[0].tolist() == [0.0, 2 * 2 / 8, 1.0]
-    assert made.counts([(2, 3)], [(4, 7)])[0].tolist() == [0.0, 0.0, 1.0]
+@pytest.mark.parametrize(
+    ("found", "wanted", "score"),
+    [
+        ("the Big Apple.", "big apple", 1.0),
+        ("in Rome", "Rome", 2 / 3),
+        ("Oslo", "Rome", 0.0),
+        ("很好的电影", "好电影", 2 * 3 / 8),
+        ("the", "a", 1.0),
+        ("the", "Rome", 0.0),
+    ],
+)
+def test_f1_is_that_of_squad(found: str, wanted: str, score: float) -> None:
+    assert overlap(words_of(found), words_of(wanted)) == pytest.approx(score)
+
+
+def test_the_same_text_elsewhere_is_right(tmp_path: Path) -> None:
+    row = {"question": "a", "context": "Rome and Rome", "answer": "Rome"}
+    made = task(tmp_path, [row, row])
+    raw = made.load()["validation"]
+    made.encode(raw, tiny.tokenizer())
+    gold = made.references(raw)
+    assert made.counts([(3, 3), (5, 5)], gold)[:, 0].tolist() == [1.0, 1.0]
+
+
+def test_a_long_question_leaves_half_for_the_context(tmp_path: Path) -> None:
+    row = {"question": "the film " * 20, "context": "Rome and Oslo", "answer": "Oslo"}
+    made = task(tmp_path, [row, row])
+    rows = made.encode(made.load()["validation"], tiny.tokenizer())
+    assert len(rows[0]["input_ids"]) == 1 + 7 + 1 + 3 + 1
 
 
 def test_the_best_span_is_in_order_and_short() -> None:
@@ -89,6 +114,6 @@ def test_a_start_picks_one_of_several_places(tmp_path: Path) -> None:
     made = task(tmp_path, [row, row], start="at")
     raw = made.load()["validation"]
     made.encode(raw, tiny.tokenizer())
-    assert made.references(raw)[0] == (5, 5)
+    assert made.references(raw)[0].span == (5, 5)
     with pytest.raises(UserError, match="does not stand there"):
         task(tmp_path, [{**row, "at": 3}], start="at").load()

@@ -48,6 +48,9 @@ def test_places_are_counted_among_all_answers(tmp_path: Path) -> None:
     assert report["recall_at_1"] == 0.75 and report["recall_at_3"] == 1.0
     assert report["mean_reciprocal_rank"] == pytest.approx((0.5 + 3) / 4)
     assert made.score(made.counts(vectors, gold).sum(0)) == 0.75
+    assert len(made.counts(vectors, gold)) == 4
+    alike = made.report(np.ones_like(vectors), gold)
+    assert alike["recall_at_1"] == 0.0 and alike["recall_at_3"] == 1.0  # all lie at one place
 
 
 @pytest.mark.parametrize(

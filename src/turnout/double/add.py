@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
+from turnout.double.bare import bare
+from turnout.double.config import PROMPTS
 from turnout.double.data import asking
-from turnout.double.pipeline import fit_tasks
+from turnout.double.pipeline import check_guesses, fit_tasks
 from turnout.double.recipe import Name
 from turnout.double.run import TasksRun, open_tasks_run, start_tasks_run
 from turnout.double.versions import current, every
 from turnout.errors import UserError
 from turnout.files import write_json
-from turnout.hosts.tasks_model import TasksModel, add_head
-from turnout.install import install, uninstall
+from turnout.hosts.tasks_model import TasksModel, add_head, check_name
 from turnout.recipe import checked
 from turnout.recipe_yaml import read_page
-from turnout.tasks import TASKS, TaskConfig
+from turnout.tasks import TASKS, NERConfig, NERTask, TaskConfig
+from turnout.tasks.base import Task
 from turnout.train.data import encode
+from turnout.train.fit import check_one_process
+from turnout.train.host import byte_level, check_length
 from turnout.train.saving import save
 
 Say = Callable[[str], None]
@@ -53,9 +57,14 @@ def add_task(
     for router in opened.recipe.routers:
         if getattr(router, "private", 0):
             raise UserError("routers with private units cannot take another task later")
+    check_name(name)
+    if epochs is not None and epochs <= 0:
+        raise UserError(f"epochs must be above 0, got {epochs:g}")
+    check_one_process()
     task = TASKS[config.kind](config)
     raw = task.load()
     model, tokenizer = opened.load(), opened.tokenizer()
+    _check_fits(opened, model, name, task)
     grow(model, name, task.head, opened.recipe.train.seed)
     data = {name: encode(task, raw, tokenizer)}
     train = opened.recipe.train.model_copy(
@@ -66,15 +75,33 @@ def add_task(
     if made.model.is_dir():
         say(f"{made.path} is trained already; nothing to do")
         return made
+    start = time.perf_counter()
     with asking(model, name):
         mixed = fit_tasks(
             model, data, train, made.checkpoints, say, progress, learns=lambda m: hold_but(m, name)
         )
-    save(model, tokenizer, made.model)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    cost = {"seconds": round(time.perf_counter() - start, 1), "trained_parameters": trained}
     scores = mixed.scores(model)
     say(f"  {name}: {task.headline} on validation {scores[name]:.4f}")
-    write_json(made.path / "training.json", {"added": name, "validation": scores})
+    write_json(made.path / "training.json", {"added": name, **cost, "validation": scores})
+    save(model, tokenizer, made.model)  # last: a run that has a model is whole
+    shutil.rmtree(made.checkpoints, ignore_errors=True)
     return made
+
+
+def _check_fits(opened: TasksRun, model: TasksModel, name: str, task: Task[Any]) -> None:
+    """Raise UserError where the backbone cannot read what the task gives it."""
+    train = opened.recipe.train
+    prompt = train.prompt_tokens if train.strategy in PROMPTS else 0
+    check_length(model.config, task.config.max_length + prompt)
+    check_guesses(model, {name: task})
+    words = [isinstance(each, NERConfig) for each in opened.recipe.tasks.values()]
+    if isinstance(task, NERTask) and not any(words) and byte_level(opened.tokenizer()):
+        raise UserError(
+            f"task {name!r} labels words, and this run's tokenizer was opened for whole texts: "
+            "train it beside the others from the start"
+        )
 
 
 class TaskPage(BaseModel):
@@ -96,31 +123,8 @@ def task_page(path: str | Path) -> tuple[str, Any]:
 
 def grow(model: TasksModel, name: str, head: Any, seed: int = 0) -> None:
     """A head more, and a row more in all that routers know of tasks; other rows stay."""
-    routing: Any = getattr(model, "turnout", None)
-    if routing is None:
+    with bare(model, seed):
         add_head(model, name, head, seed)
-        return
-    before = {key: value.clone() for key, value in routing.state_dict().items()}
-    configs = [router.config for router in routing.all_routers()]
-    budget = routing.budget
-    uninstall(model)
-    add_head(model, name, head, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        install(model, configs)
-    grown: Any = model.turnout
-    after = grown.state_dict()
-    grown.load_state_dict({key: _widened(value, after[key]) for key, value in before.items()})
-    grown.budget = budget
-
-
-def _widened(old: Tensor, new: Tensor) -> Tensor:
-    """The old values, with what is new behind them."""
-    if old.shape == new.shape:
-        return old
-    value = new.clone()
-    value[tuple(slice(0, size) for size in old.shape)] = old
-    return value
 
 
 def hold_but(model: TasksModel, name: str) -> None:

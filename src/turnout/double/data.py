@@ -12,6 +12,7 @@ import torch
 from turnout.double.answers import score
 from turnout.double.config import TasksTrainConfig
 from turnout.double.mixing import Batches, Sampling
+from turnout.errors import UserError
 from turnout.hosts.tasks_model import TasksModel
 from turnout.train.data import Data, listed
 
@@ -31,7 +32,7 @@ def asking(model: TasksModel, task: str) -> Iterator[None]:
 @dataclass(frozen=True, eq=False)
 class TasksData:
     """each: encoded rows by task. batch_size and the rest: see ``Batches``. tasks: of the model, in
-    its order; None = those of ``each``."""
+    its order; None = those of ``each``. Raises UserError for tasks with different tokenizers."""
 
     each: Mapping[str, Data]
     batch_size: int
@@ -50,6 +51,16 @@ class TasksData:
         """As a config says."""
         how = (config.batch_size, config.sampling, config.temperature, config.seed)
         return cls(each, *how, tasks)
+
+    def __post_init__(self) -> None:
+        vocabularies = {name: data.tokenizer.get_vocab() for name, data in self.each.items()}
+        (first, words), *others = vocabularies.items()
+        for name, other in others:
+            if other != words:
+                raise UserError(
+                    f"tasks {first!r} and {name!r} have tokenizers of other words: one backbone "
+                    "reads with one tokenizer"
+                )
 
     references = True  # validated by the tasks' scores, not by the loss
     teacher = None

@@ -53,12 +53,14 @@ def measure_tasks(
         predictions, gold = predictions_of(task, encoded, logits), task.references(raw)
         counts = task.counts(predictions, gold)
         value, low, high = bootstrap_interval(counts, task.score, n=DRAWS)
-        say(f"{name}: {task.headline} {value:.4f} ({low:.4f} to {high:.4f}) on {len(rows):,} rows")
+        say(
+            f"{name}: {task.headline} {value:.4f} ({low:.4f} to {high:.4f}) on {len(counts):,} rows"
+        )
         found.append(
             TaskResult(
                 name=name,
                 metric=task.headline,
-                rows=len(rows),
+                rows=len(counts),
                 quality=value,
                 low=low,
                 high=high,

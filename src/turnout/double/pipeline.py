@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import set_seed
 
+from turnout.double.bare import bare
 from turnout.double.config import PROMPTS, TasksTrainConfig
-from turnout.double.data import TasksData, asking
+from turnout.double.data import TasksData
+from turnout.double.prepare import calibrate_tasks, check_routers, prepare_tasks
 from turnout.double.recipe import TasksRecipe
 from turnout.double.run import TasksRun, is_tasks_run, open_tasks_run, start_tasks_run
 from turnout.double.strategies import Unfreezing, begin, end, hold
@@ -20,15 +21,14 @@ from turnout.double.trainer import TasksTrainer
 from turnout.errors import UserError
 from turnout.files import write_json
 from turnout.hosts.tasks_model import TasksModel, add_bridge, add_cases
-from turnout.install import install, uninstall
+from turnout.install import install
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks import TASKS, NERConfig, WordsTask
 from turnout.tasks.base import Task
 from turnout.tasks.casing import CASES, cased
 from turnout.train.data import Data, encode
-from turnout.train.fit import fit
+from turnout.train.fit import check_one_process, fit
 from turnout.train.host import open_backbone, open_language_model
-from turnout.train.prepare import pooled_states
 from turnout.train.saving import save
 
 Say = Callable[[str], None]
@@ -46,36 +46,46 @@ def train_tasks(
     if run is not None and run.model.is_dir():
         say(f"{run.path} is trained already; nothing to do")
         return start_tasks_run(out, recipe, run.labels)
-    tasks, raw = load_tasks(recipe, say, run.labels if run else None)
+    check_one_process()
+    check_routers(recipe.routers)
+    tasks, raw = load_tasks(recipe, say)
     model, tokenizer = new_model(recipe, tasks)
     data = {name: encode(task, raw[name], tokenizer) for name, task in tasks.items()}
     labels = {name: task.labels for name, task in tasks.items()}
     run = start_tasks_run(out, recipe, labels)
     start = time.perf_counter()
-    fit_routers(model, data, say)
+    prepare_tasks(model, TasksData.of(data, recipe.train, model.tasks), say)
     frozen = recipe.bridge is None or recipe.bridge.frozen
     mixed = fit_tasks(model, data, recipe.train, run.checkpoints, say, progress, frozen)
     spent = time.perf_counter() - start
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    _finish(model, recipe)
-    save(model, tokenizer, run.model)
+    finish(model, recipe.train)
+    set_dial(model, data, recipe)
     scores = mixed.scores(model)
     for name, score in scores.items():
         say(f"  {name}: {tasks[name].headline} on validation {score:.4f}")
     cost = {"seconds": round(spent, 1), "trained_parameters": trained, "validation": scores}
     write_json(run.path / "training.json", cost)
+    save(model, tokenizer, run.model)  # last: a run that has a model is whole
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return run
 
 
+def set_dial(model: TasksModel, data: Mapping[str, Data], recipe: TasksRecipe) -> None:
+    """The budget that the recipe asks for, and the thresholds that meet it."""
+    if hasattr(model, "turnout"):
+        model.turnout.budget = recipe.train.budget
+        calibrate_tasks(model, data, recipe.measure.batch_tokens)
+
+
 def load_tasks(
-    recipe: TasksRecipe, say: Say, labels: Mapping[str, list[str]] | None = None
+    recipe: TasksRecipe, say: Say
 ) -> tuple[dict[str, Task[Any]], dict[str, dict[str, Any]]]:
     """The tasks of a recipe and their rows. Raises UserError that names the task."""
     tasks: dict[str, Task[Any]] = {}
     raw: dict[str, dict[str, Any]] = {}
     for name, config in recipe.tasks.items():
-        task = TASKS[config.kind](config, None if labels is None else labels.get(name))
+        task = TASKS[config.kind](config)
         try:
             raw[name] = task.load()
         except UserError as error:
@@ -96,7 +106,7 @@ def new_model(recipe: TasksRecipe, tasks: Mapping[str, Task[Any]]) -> tuple[Task
         words=any(isinstance(task.config, NERConfig) for task in tasks.values()),
         seed=recipe.train.seed,
     )
-    _check_guesses(model, tasks)
+    check_guesses(model, tasks)
     set_seed(recipe.train.seed)  # of the first weights of all that is new
     if recipe.casing:
         tokenizer = cased(tokenizer)
@@ -109,7 +119,7 @@ def new_model(recipe: TasksRecipe, tasks: Mapping[str, Task[Any]]) -> tuple[Task
     return model, tokenizer
 
 
-def _check_guesses(model: TasksModel, tasks: Mapping[str, Task[Any]]) -> None:
+def check_guesses(model: TasksModel, tasks: Mapping[str, Task[Any]]) -> None:
     """Raise UserError where a token would see the next one, which it is to guess."""
     for name, task in tasks.items():
         if isinstance(task, WordsTask) and task.config.guess == "next" and not model.looks_back():
@@ -119,30 +129,18 @@ def _check_guesses(model: TasksModel, tasks: Mapping[str, Task[Any]]) -> None:
             )
 
 
-def fit_routers(model: TasksModel, data: Mapping[str, Data], say: Say) -> None:
-    """Fit the routers that must see the training rows first, to those of all tasks."""
-    routing: Any = getattr(model, "turnout", None)
-    for router in routing.all_routers() if routing is not None else ():
-        if not router.fits:
-            continue
-        parts = []
-        for name, each in data.items():
-            with asking(model, name):
-                parts.append(pooled_states(model, router, each.train, each.collate))
-        say(f"  {router.fit(np.concatenate(parts))}")
+def begin_again(model: TasksModel, config: TasksTrainConfig) -> None:
+    """Add anew what a strategy trains and merged in the end, under routers that are there."""
+    if config.strategy == "lora":
+        with bare(model):
+            begin(model, config)
 
 
-def _finish(model: TasksModel, recipe: TasksRecipe) -> None:
+def finish(model: TasksModel, config: TasksTrainConfig) -> None:
     """Merge what only the training needed into the backbone."""
-    if recipe.train.strategy != "lora":
-        return
-    routers = model.turnout.state_dict() if recipe.routers else None
-    if routers is not None:
-        uninstall(model)
-    end(model, recipe.train)
-    if routers is not None:
-        install(model, recipe.routers)
-        model.turnout.load_state_dict(routers)
+    if config.strategy == "lora":
+        with bare(model):
+            end(model, config)
 
 
 def fit_tasks(

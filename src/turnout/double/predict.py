@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import datasets
 import numpy as np
 
-from turnout.double.answers import answers
+from turnout.double.answers import READ, answers
 from turnout.double.run import open_tasks_run
 from turnout.errors import UserError
 from turnout.predict import finite
 from turnout.tasks.base import IGNORED, Task
+from turnout.tasks.text import STDIN
 from turnout.train.data import listed
 from turnout.train.precision import moved
 
@@ -44,12 +49,13 @@ def predict_tasks(
         if not hasattr(model, "turnout"):
             raise UserError(f"{run} has no routers: there is no budget to set")
         model.turnout.budget = budget
-    raw = {name: task.read(source) for name, task in chosen.items()}
+    with as_file(source) as file:
+        raw = {name: task.read(file) for name, task in chosen.items()}
     encoded = {name: task.encode(raw[name], tokenizer) for name, task in chosen.items()}
     logits: dict[str, list[np.ndarray]] = {}
     words = [name for name, task in chosen.items() if task.head.kind == "words"]
-    ids = {name: rows["input_ids"] for name, rows in encoded.items() if name not in words}
-    for names in [*alike(ids), *([name] for name in words)]:  # words say where they are asked for
+    read = {name: inputs_read(rows) for name, rows in encoded.items() if name not in words}
+    for names in [*alike(read), *([name] for name in words)]:  # words say where they are asked for
         rows = listed(encoded[names[0]])
         logits |= answers(model, rows, tokenizer, names, batch_tokens)
     for place in range(len(next(iter(raw.values())))):
@@ -60,12 +66,30 @@ def predict_tasks(
         yield json.dumps(finite(out), ensure_ascii=False, default=str, allow_nan=False)
 
 
-def alike(ids: dict[str, Any]) -> list[list[str]]:
-    """Tasks in groups that read all rows as the same tokens."""
+@contextmanager
+def as_file(source: str) -> Iterator[str]:
+    """A file that several tasks can read: standard input ("-") is spooled to a text file."""
+    if source != STDIN:
+        yield source
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "standard-input.txt"
+        path.write_bytes(sys.stdin.buffer.read())
+        yield str(path)
+
+
+def inputs_read(rows: datasets.Dataset) -> list[tuple[Any, ...]]:
+    """What a backbone reads of some rows."""
+    names = [name for name in READ if name in rows.column_names]
+    return list(zip(*(rows[name] for name in names), strict=True))
+
+
+def alike(read: Mapping[str, list[tuple[Any, ...]]]) -> list[list[str]]:
+    """Tasks in groups that read all rows alike."""
     groups: list[list[str]] = []
-    for name, rows in ids.items():
+    for name, rows in read.items():
         for group in groups:
-            if list(ids[group[0]]) == list(rows):
+            if read[group[0]] == rows:
                 group.append(name)
                 break
         else:

@@ -45,7 +45,7 @@ class TasksRecipe(BaseModel):
     measure: TasksMeasureConfig = TasksMeasureConfig()
 
     @model_validator(mode="after")
-    def _names(self) -> TasksRecipe:
+    def _fits(self) -> TasksRecipe:
         for name in self.train.weights:
             if name not in self.tasks:
                 raise ValueError(
@@ -55,6 +55,11 @@ class TasksRecipe(BaseModel):
             raise ValueError(
                 "train.strategy: prefix gives every attention keys and values, which routers "
                 "inside of the backbone do not know of: put routers at site output, or use prompt"
+            )
+        if self.train.strategy == "lora" and any(r.site == "expert" for r in self.routers):
+            raise ValueError(
+                "train.strategy: lora changes networks whose neurons routers at site expert share "
+                "out: use another strategy, or another site"
             )
         return self
 

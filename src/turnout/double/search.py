@@ -9,33 +9,37 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from transformers.trainer_callback import PrinterCallback
 
 from turnout.double.config import TasksTrainConfig
 from turnout.double.data import TasksData
 from turnout.double.pipeline import load_tasks, new_model
+from turnout.double.prepare import check_routers, prepare_tasks
 from turnout.double.recipe import TasksRecipe
-from turnout.double.strategies import hold, scales
+from turnout.double.strategies import Unfreezing, hold, scales
 from turnout.double.trainer import TasksTrainer
 from turnout.errors import UserError
 from turnout.files import make_folder, write_json, write_text
 from turnout.objectives import ObjectivesConfig
-from turnout.train.data import encode, with_teacher
-from turnout.train.fit import arguments_of, set_dropout
+from turnout.train.data import Data, encode, with_teacher
+from turnout.train.fit import arguments_of, check_one_process, set_dropout
 
+FIXED = {"precision", "evaluate_every", "patience", "seed"}  # of the search, not of a trial
 WIDE = 10  # a range whose ends are so many times apart is searched by its logarithm
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from low to high; whole ones where both ends are."""
+    """Numbers from low to high."""
 
     low: float
     high: float
+    whole: bool = False
 
     def suggest(self, trial: Any, name: str) -> float:
         """The number of a trial."""
         wide = self.low > 0 and self.high / self.low >= WIDE
-        if self.low == int(self.low) and self.high == int(self.high):
+        if self.whole:
             return trial.suggest_int(name, int(self.low), int(self.high), log=wide)
         return trial.suggest_float(name, self.low, self.high, log=wide)
 
@@ -66,13 +70,21 @@ def space_of(texts: Sequence[str]) -> dict[str, Range | Choice]:
                 f"{text!r}: train has no field {name!r}; it has "
                 f"{', '.join(TasksTrainConfig.model_fields)}"
             )
-        found[name] = _values(text, value.strip() if equals else "")
+        if name in FIXED:
+            raise UserError(f"{text!r}: {name} is the same for all trials; set it in the recipe")
+        found[name] = _values(text, value.strip() if equals else "", _whole(name))
     if not found:
         raise UserError("name at least one field to search, as learning_rate=1e-5..1e-3")
     return found
 
 
-def _values(text: str, value: str) -> Range | Choice:
+def _whole(name: str) -> bool:
+    """Does a field take whole numbers only."""
+    field = TasksTrainConfig.model_json_schema()["properties"][name]
+    return "integer" in {each.get("type") for each in (field, *field.get("anyOf", ()))}
+
+
+def _values(text: str, value: str, whole: bool) -> Range | Choice:
     low, dots, high = value.partition("..")
     if dots:
         try:
@@ -81,7 +93,9 @@ def _values(text: str, value: str) -> Range | Choice:
             ends = math.nan, math.nan
         if not ends[0] < ends[1]:
             raise UserError(f"{text!r}: a range is written LOW..HIGH, with two numbers")
-        return Range(*ends)
+        if whole and any(end != int(end) for end in ends):
+            raise UserError(f"{text!r}: this field takes whole numbers")
+        return Range(*ends, whole)
     choices = tuple(each.strip() for each in value.split("|") if each.strip())
     if len(choices) < 2:
         raise UserError(f"{text!r}: give LOW..HIGH, or several values as A|B|C")
@@ -92,17 +106,30 @@ class SearchTrainer(TasksTrainer):
     """Trains anew for each trial, with the trial's settings in place of the recipe's."""
 
     base: TasksTrainConfig
+    data: Mapping[str, Data]
+
+    def settings_of(self, trial: Any) -> TasksTrainConfig:
+        """The recipe's settings with those of a trial; None = the recipe's."""
+        if trial is None or self.hp_space is None:
+            return self.base
+        return settled({**self.base.model_dump(mode="json"), **self.hp_space(trial)})
 
     def _hp_search_setup(self, trial: Any) -> None:
         self._trial = trial
         if self.hp_search_backend is None or trial is None:
             return
-        fields = {**self.base.model_dump(mode="json"), **self.hp_space(trial)}
-        self.tasks_config = settled(fields)
-        self.train_config = plain = self.tasks_config.plain()
-        self.args.num_train_epochs, self.args.weight_decay = plain.epochs, plain.weight_decay
-        self.args.learning_rate, self.args.max_grad_norm = plain.learning_rate, plain.clip
-        self.args.warmup_steps = plain.warmup  # type: ignore[assignment]
+        host: Any = self.model
+        self.tasks_config = config = self.settings_of(trial)
+        self.train_config = plain = config.plain()
+        self.train_dataset = TasksData.of(self.data, config, host.tasks).rows()
+        args: Any = self.args
+        args.num_train_epochs, args.max_steps = plain.epochs, plain.max_steps or -1
+        args.gradient_accumulation_steps = plain.accumulate
+        args.learning_rate, args.max_grad_norm = plain.learning_rate, plain.clip
+        args.weight_decay, args.warmup_steps = plain.weight_decay, plain.warmup
+        self.remove_callback(Unfreezing)
+        if config.strategy == "discriminative" and config.unfreeze > 0:
+            self.add_callback(Unfreezing(host, config.unfreeze))
         self.create_accelerator_and_postprocess()
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -138,6 +165,8 @@ def search(
         import optuna
     except ImportError:
         raise UserError("searching needs Optuna: pip install 'turnout[search]'") from None
+    check_one_process()
+    check_routers(recipe.routers)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out = make_folder(Path(out))
     tasks, raw = load_tasks(recipe, say)
@@ -148,7 +177,7 @@ def search(
     study = optuna.create_study(direction="maximize", **named)
     done = len([trial for trial in study.trials if trial.state.is_finished()])
     if done < trials:
-        trainer = _trainer(recipe, TasksData.of(data, recipe.train), out, space)
+        trainer = _trainer(recipe, data, out)
         trainer.hyperparameter_search(
             hp_space=lambda trial: {n: each.suggest(trial, n) for n, each in space.items()},
             compute_objective=lambda metrics: metrics["eval_score"],
@@ -171,18 +200,21 @@ def search(
     return dict(best.params)
 
 
-def _trainer(recipe: TasksRecipe, mixed: TasksData, out: Path, space: Space) -> SearchTrainer:
+def _trainer(recipe: TasksRecipe, data: Mapping[str, Data], out: Path) -> SearchTrainer:
     """A trainer that makes its model anew for each trial."""
     config = recipe.train
     plain = config.plain().model_copy(update={"batch_size": 1})
     arguments = arguments_of(plain, out / "checkpoints", "eval_score", plain.precision == "bf16")
     arguments.save_strategy = "no"  # type: ignore[assignment]
-    tasks = {name: data.task for name, data in mixed.each.items()}
+    tasks = {name: each.task for name, each in data.items()}
+    mixed = TasksData.of(data, config)
     made: list[SearchTrainer] = []
 
     def model_init(trial: Any = None) -> Any:
-        settings = made[0].tasks_config if made else config
+        settings = made[0].settings_of(trial) if made else config
         fresh, _ = new_model(recipe.model_copy(update={"train": settings}), tasks)
+        if trial is not None:
+            prepare_tasks(fresh, TasksData.of(data, settings, fresh.tasks), _silent)
         set_dropout(fresh, settings.dropout, None)
         hold(fresh, settings, recipe.bridge is None or recipe.bridge.frozen)
         return fresh
@@ -198,7 +230,12 @@ def _trainer(recipe: TasksRecipe, mixed: TasksData, out: Path, space: Space) -> 
         weights=ObjectivesConfig(),
         tasks_config=config,
     )
-    trainer.base = config
+    trainer.remove_callback(PrinterCallback)
+    trainer.base, trainer.data = config, data
     trainer.task_score = lambda: mixed.score(trainer.model)
     made.append(trainer)
     return trainer
+
+
+def _silent(text: str) -> None:
+    """What each trial prepares would drown what is found."""

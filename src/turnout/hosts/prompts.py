@@ -61,7 +61,8 @@ class Prompt(nn.Module):
         out["attention_mask"] = torch.cat([mask_BT.new_ones(batch, self.count), mask_BT], 1)
         if self.kind == "prefix":
             return {**out, "inputs_embeds": embedded_BTD, "past_key_values": self._cache(made)}
-        out.pop("token_type_ids", None)  # of the text alone
+        if (types_BT := out.get("token_type_ids")) is not None:
+            out["token_type_ids"] = torch.cat([types_BT.new_zeros(batch, self.count), types_BT], 1)
         return {**out, "inputs_embeds": torch.cat([made, embedded_BTD], 1)}
 
     def _cache(self, made_BPN: Tensor) -> DynamicCache:

@@ -86,8 +86,8 @@ class TasksModel(PreTrainedModel):
         token's word is written, (B, T) (see tasks/casing.py). Raises UserError where nothing is
         asked for, for an unknown task, and for labels of several."""
         asked = self._asked(task_ids, tasks)
-        if labels is not None and len(asked) > 1:
-            raise UserError("labels of several tasks in one pass: a batch is of one task")
+        if labels is not None and (len(asked) > 1 or tasks is not None):
+            raise UserError("labels are of one task, which task_ids or model.task name")
         kwargs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
         state_BTD = self._states(kwargs, case_ids)
         if self.bridge is not None:
@@ -251,8 +251,7 @@ def with_heads(
     if not heads:
         raise UserError("a model of tasks needs at least one")
     for name in heads:
-        if not name.isidentifier():
-            raise UserError(f"task {name!r}: a name of letters, digits and _ is needed")
+        check_name(name)
     config = backbone.config
     config.turnout_heads = [{"name": name, **head.model_dump()} for name, head in heads.items()]
     config.architectures = ["TasksModel"]
@@ -262,9 +261,18 @@ def with_heads(
     return model.to(next(backbone.parameters()).device)
 
 
+def check_name(name: str) -> None:
+    """Raise UserError for the name of a task that no module can have."""
+    if not name.isidentifier():
+        raise UserError(f"task {name!r}: a name of letters, digits and _ is needed")
+    if hasattr(nn.ModuleDict, name):
+        raise UserError(f"task {name!r}: PyTorch needs this name for itself; choose another")
+
+
 def add_head(model: TasksModel, name: str, head: HeadConfig, seed: int = 0) -> None:
     """One task more; the others answer as before, bit for bit, as long as only the new head (and
-    private units of it) is trained."""
+    private units of it) is trained. Raises UserError for a name that is taken or cannot be one."""
+    check_name(name)
     if name in model.heads:
         raise UserError(f"there is a task {name!r} already")
     with torch.random.fork_rng(devices=[]):

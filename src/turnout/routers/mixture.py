@@ -5,7 +5,9 @@ sparsely gated mixture, Shazeer et al. 2017, arXiv 1701.06538); z_t, learned for
 routing function over skills, Ponti et al. 2022, arXiv 2202.13914: their task-skill matrix Z is our
 ``task_logit``, with a softmax for their sigmoids); or W (n(h) * e_t) + z_t, with an embedding e_t
 of the task (a gate a task over shared experts: Ma et al. 2018, doi 10.1145/3219819.3220007).
-``top`` keeps the largest and lets them add up to 1. Some units can be set apart: ``shared`` ones
+``top`` keeps the largest and lets them add up to 1; a single one keeps its part of all (Switch,
+Fedus et al. 2021, arXiv 2101.03961), as a weight that is always 1 would teach nothing. Logits begin
+uneven, or all rows would take the same units for ever. Some units can be set apart: ``shared`` ones
 always run, with weight 1, and ``private`` ones serve a single task (Tang et al. 2020, doi
 10.1145/3383313.3412236).
 """
@@ -65,7 +67,7 @@ class MixtureRouter(Router):
             )
         (units,) = {site.units for site in sites}
         free = units - config.shared - config.private * tasks
-        if free < 0 or (free == 0 and config.private == 0 and config.shared < units):
+        if free < 0:
             raise UserError(
                 f"router 'mixture': {units} units are too few for {config.shared} shared ones and "
                 f"{config.private} private ones for each of {tasks} tasks: set adapters"
@@ -79,12 +81,13 @@ class MixtureRouter(Router):
         many = units - config.shared
         reads_input = config.reads != "task"
         self.gates = nn.ModuleList(
-            Projection(host.hidden, None, many) if reads_input else nn.Identity() for _ in sites
+            Projection(host.hidden, None, many, uneven=True) if reads_input else nn.Identity()
+            for _ in sites
         )
         ones = config.reads == "both"
         self.task = nn.Parameter(torch.ones(len(sites), tasks, host.hidden)) if ones else None
         named = config.reads != "input"
-        self.task_logit = nn.Parameter(torch.zeros(len(sites), tasks, many)) if named else None
+        self.task_logit = nn.Parameter(torch.randn(len(sites), tasks, many)) if named else None
         self.register_buffer("may_TU", _allowed(config.private, tasks, many), persistent=False)
         self._place = {site.key: place for place, site in enumerate(sites)}
 
@@ -98,11 +101,14 @@ class MixtureRouter(Router):
             logit_BTU = logit_BTU + self.config.noise * normal_BTU
         if self.config.private and task_B is not None:
             logit_BTU = logit_BTU.masked_fill(~self.may_TU[task_B][:, None], -torch.inf)
+        all_BTU = logit_BTU.softmax(-1)
         if self.config.top is not None:
             rank_BTU = select.rank(logit_BTU.detach())
             keep_BTU = select.threshold(rank_BTU, 1 - self.config.top / logit_BTU.shape[-1])
             logit_BTU = logit_BTU.masked_fill(keep_BTU == 0, -torch.inf)
         weight_BTU = logit_BTU.softmax(-1)
+        if self.config.top == 1:
+            weight_BTU = weight_BTU * all_BTU
         always_BTU = weight_BTU.new_ones(*weight_BTU.shape[:2], self.config.shared)
         return Route(site, torch.cat([always_BTU, weight_BTU], -1))
 

@@ -1,8 +1,17 @@
-"""Where in a text the answer to a question stands; the headline is F1 over tokens, as in SQuAD."""
+"""Where in a text the answer to a question stands; the headline is the F1 of SQuAD.
+
+Rajpurkar et al. 2016, arXiv 1606.05250, over the words of the answer's text: without punctuation,
+English articles and capitals; each Chinese, Japanese or Korean character is a word, as in MLQA
+(Lewis et al. 2020, arXiv 1910.07475).
+"""
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import datasets
@@ -26,11 +35,15 @@ from turnout.tasks.base import (
 from turnout.tasks.table import Table, is_hub_name, read_hub, read_table
 from turnout.units.task_heads import BEGIN, BOTH, END, HeadConfig
 
+ARTICLES = frozenset({"a", "an", "the"})
+ALONE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+
 
 class AnswersConfig(DataConfig):
     """`start` is the column of the answer's first character in the context (from 0); without it the
     first place where the answer stands is taken. `longest`: tokens of an answer. A context is cut
-    where question and context exceed `max_length`; an answer that is cut off cannot be found."""
+    where question and context exceed `max_length`, of which a question gets at most half; an answer
+    that is cut off cannot be found, and counts as wrong."""
 
     kind: Literal["answers"] = "answers"
     question: str = "question"
@@ -41,10 +54,24 @@ class AnswersConfig(DataConfig):
     max_length: int = Field(384, ge=3)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a row should give. text: of the answer. places: (first, last) character in the context
+    of each token. span: its first and last token; (-1, -1) = cut off."""
+
+    text: str
+    context: str
+    places: list[tuple[int, int]]
+    span: tuple[int, int]
+
+    def between(self, first: int, last: int) -> str:
+        """The text of some tokens."""
+        return self.context[self.places[first][0] : self.places[last][1]]
+
+
 class AnswersTask(Task[AnswersConfig]):
     """`labels` of a row has a number a token: 0 in the context, BEGIN, END or BOTH at the ends of
-    the answer, -100 outside of the context. References and predictions are (first, last) token
-    there; (-1, -1) = cut off."""
+    the answer, -100 outside of the context. Predictions are (first, last) token there."""
 
     headline = "f1"
     model_class = TasksModel
@@ -57,9 +84,10 @@ class AnswersTask(Task[AnswersConfig]):
         for row, answer in enumerate(table.columns[config.answer]):
             context = table.columns[config.context][row]
             start = context.find(answer) if config.start is None else self._start(table, row)
-            if not answer or context[start : start + len(answer)] != answer or start < 0:
+            if not answer.strip() or context[start : start + len(answer)] != answer or start < 0:
                 raise UserError(f"{table.at(row)}: the answer {answer!r} does not stand there")
-            starts.append(start)
+            starts.append(start + len(answer) - len(answer.lstrip()))
+            table.columns[config.answer][row] = answer.strip()
         self.labels = ["answer"]
         names = (config.question, config.context, config.answer)
         columns = {name: table.columns[name] for name in names}
@@ -82,6 +110,10 @@ class AnswersTask(Task[AnswersConfig]):
             for row, value in enumerate(table.columns[name]):
                 if not isinstance(value, str):
                     raise UserError(f"{table.at(row)}: {name!r} is {value!r}; expected a text")
+
+    @property
+    def shown_columns(self) -> list[str]:
+        return [self.config.question, self.config.context]
 
     @property
     def head(self) -> HeadConfig:
@@ -116,8 +148,17 @@ class AnswersTask(Task[AnswersConfig]):
         return map_batches(dataset, batch)
 
     def _tokens(self, questions: list[str], contexts: list[str]) -> Any:
-        return self._tokenizer(
+        most = max(1, self.config.max_length // 2)
+        cut = self._tokenizer(
             questions,
+            truncation=True,
+            max_length=most,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+        )
+        ends = (places[-1][1] if len(places) == most else None for places in cut["offset_mapping"])
+        return self._tokenizer(
+            [text[:end] for text, end in zip(questions, ends, strict=True)],
             contexts,
             truncation="only_second",
             max_length=self.config.max_length,
@@ -127,10 +168,17 @@ class AnswersTask(Task[AnswersConfig]):
     def collator(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         return Collator(tokenizer, DataCollatorForTokenClassification(tokenizer))
 
-    def references(self, dataset: datasets.Dataset) -> list[tuple[int, int]]:
-        """(first, last) token of each answer; needs the tokenizer that `encode` was given."""
-        rows = self.encode(dataset, self._tokenizer)["labels"]
-        return [_ends(np.asarray(row)) for row in rows]
+    def references(self, dataset: datasets.Dataset) -> list[Answer]:
+        """What each row should give; needs the tokenizer that `encode` was given."""
+        config = self.config
+        texts = dataset[config.question], dataset[config.context]
+        marks = self.encode(dataset, self._tokenizer)["labels"]
+        places = self._tokens(*map(list, texts))["offset_mapping"]
+        answers = dataset[config.answer]
+        return [
+            Answer(answers[row], texts[1][row], places[row], _ends(np.asarray(marks[row])))
+            for row in range(len(dataset))
+        ]
 
     def predictions(self, logits: Any, labels: Any = None) -> list[tuple[int, int]]:
         """The best (first, last) token of each row, in the context, at most `longest` apart."""
@@ -142,22 +190,21 @@ class AnswersTask(Task[AnswersConfig]):
         ]
 
     def counts(self, predictions: Any, references: Any) -> np.ndarray:
-        """(examples, 3): exact, F1 of the tokens, 1."""
+        """(examples, 3): exact, F1 of the words, 1."""
         rows = []
-        for (first, last), (start, end) in zip(predictions, references, strict=True):
-            both = max(0, min(last, end) - max(first, start) + 1) if start >= 0 else 0
-            size = (last - first + 1) + (end - start + 1)
-            rows.append((float((first, last) == (start, end)), 2 * both / size, 1.0))
+        for (first, last), gold in zip(predictions, references, strict=True):
+            found, wanted = words_of(gold.between(first, last)), words_of(gold.text)
+            rows.append((float(found == wanted), overlap(found, wanted), 1.0))
         return np.array(rows, dtype=np.float64).reshape(-1, 3)
 
     def score(self, total: np.ndarray) -> float:
-        """Mean F1 of the tokens."""
+        """Mean F1 of the words."""
         return float(total[1] / total[2])
 
     def report(self, predictions: Any, references: Any) -> dict[str, Any]:
         """exact, f1, and how many answers were cut off."""
         total = self.counts(predictions, references).sum(0)
-        cut = sum(start < 0 for start, _ in references)
+        cut = sum(gold.span[0] < 0 for gold in references)
         return plain({"exact": total[0] / total[2], "f1": total[1] / total[2], "cut_off": cut})
 
     def describe(
@@ -173,6 +220,21 @@ class AnswersTask(Task[AnswersConfig]):
     def probabilities(self, logits: np.ndarray) -> np.ndarray | None:
         """None: tokens are chosen in pairs."""
         return None
+
+
+def words_of(text: str) -> list[str]:
+    """The words that an answer is judged by."""
+    spaced = ALONE.sub(r" \g<0> ", text.lower())
+    kept = "".join(c for c in spaced if not unicodedata.category(c).startswith("P"))
+    return [word for word in kept.split() if word not in ARTICLES]
+
+
+def overlap(found: list[str], wanted: list[str]) -> float:
+    """F1 of two bags of words; of two empty ones 1."""
+    if not found or not wanted:
+        return float(found == wanted)
+    both = sum((Counter(found) & Counter(wanted)).values())
+    return 2 * both / (len(found) + len(wanted))
 
 
 def best_span(logits_T2: np.ndarray, may_T: np.ndarray, longest: int) -> tuple[int, int]:

@@ -88,6 +88,16 @@ class Task(ABC, Generic[C]):
         """Rows to predict; a label column is not needed and not returned. "-" (standard input)
         and .txt files have one text a line. Raises UserError like `load`."""
 
+    def shown(self, dataset: datasets.Dataset) -> list[Any]:
+        """What a model is shown of each raw row, without its label, to tell rows apart."""
+        columns = [dataset[name] for name in self.shown_columns]
+        return list(zip(*(map(_frozen, column) for column in columns), strict=True))
+
+    @property
+    @abstractmethod
+    def shown_columns(self) -> list[str]:
+        """Raw columns that a model is shown."""
+
     @abstractmethod
     def encode(self, dataset: datasets.Dataset, tokenizer: Any) -> datasets.Dataset:
         """Features, one row a row: input_ids, attention_mask, token_type_ids (if the tokenizer has
@@ -130,6 +140,10 @@ class Task(ABC, Generic[C]):
         """Probabilities of the labels from logits (..., C); None where a task has none."""
         powers = np.exp(logits - logits.max(-1, keepdims=True))
         return powers / powers.sum(-1, keepdims=True)
+
+    def logits_of(self, probabilities: np.ndarray) -> np.ndarray:
+        """Logits that ``probabilities`` would make these of."""
+        return np.log(probabilities.clip(1e-12))
 
     @abstractmethod
     def describe(
@@ -189,6 +203,10 @@ def as_array(values: Any) -> np.ndarray:
         values = values.detach().cpu()
         return (values.float() if values.is_floating_point() else values).numpy()
     return np.asarray(values)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def plain(value: Any) -> Any:

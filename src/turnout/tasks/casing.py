@@ -13,6 +13,7 @@ from typing import Any
 
 CASES = ("none", "lower", "UPPER", "Title", "miXed", "12", "a1")
 NAME = "case_ids"
+MARK = "_turnout_cased"
 
 
 def case_of(word: str) -> int:
@@ -31,8 +32,9 @@ def case_of(word: str) -> int:
 
 def cased(tokenizer: Any) -> Any:
     """The tokenizer, in place, with ``case_ids`` in what it returns and pads."""
-    if NAME not in tokenizer.model_input_names:
+    if not hasattr(type(tokenizer), MARK):
         tokenizer.__class__ = _cased_class(type(tokenizer))
+    if NAME not in tokenizer.model_input_names:  # a saved one may know the name, never the class
         tokenizer.model_input_names = [*tokenizer.model_input_names, NAME]
     return tokenizer
 
@@ -66,7 +68,8 @@ def _cased_class(cls: Any) -> Any:
             out[NAME] = [*cases, *gap] if side == "right" else [*gap, *cases]
         return out
 
-    return type(cls.__name__, (cls,), {"__call__": call, "_pad": pad, "__module__": cls.__module__})
+    own = {"__call__": call, "_pad": pad, "__module__": cls.__module__, MARK: True}
+    return type(cls.__name__, (cls,), own)
 
 
 def _cases(out: Any, row: int, offsets: Any, texts: tuple[Any, Any], split: bool) -> list[int]:

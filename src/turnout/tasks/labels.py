@@ -89,9 +89,11 @@ class LabelsTask(TextTask[LabelsConfig]):
 
     def report(self, predictions: Any, references: Any) -> dict[str, Any]:
         """micro_f1, macro_f1, and `classes`: precision, recall, f1-score and support a label."""
+        one = len(self.labels) == 1  # scikit-learn takes a single column as two classes
         full: Any = classification_report(
-            references,
-            predictions,
+            np.ravel(references) if one else references,
+            np.ravel(predictions) if one else predictions,
+            labels=[1] if one else list(range(len(self.labels))),
             target_names=self.labels,
             output_dict=True,
             zero_division=0,  # pyright: ignore[reportArgumentType]
@@ -118,3 +120,8 @@ class LabelsTask(TextTask[LabelsConfig]):
     def probabilities(self, logits: np.ndarray) -> np.ndarray | None:
         """Each label's own."""
         return 1 / (1 + np.exp(-np.clip(logits, -50, 50)))
+
+    def logits_of(self, probabilities: np.ndarray) -> np.ndarray:
+        """Log odds."""
+        inside = probabilities.clip(1e-12, 1 - 1e-12)
+        return np.log(inside / (1 - inside))

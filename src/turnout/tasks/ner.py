@@ -67,6 +67,10 @@ class NERTask(Task[NERConfig]):
         return datasets.Dataset.from_dict({TOKENS: data.tokens, TAGS: data.tags})
 
     @property
+    def shown_columns(self) -> list[str]:
+        return [TOKENS]
+
+    @property
     def head(self) -> HeadConfig:
         return HeadConfig(kind="tag", width=len(self.labels))
 

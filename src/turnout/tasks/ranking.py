@@ -78,15 +78,15 @@ class RankingTask(TextTask[RankingConfig]):
         return as_array(logits)
 
     def counts(self, predictions: Any, references: Any) -> np.ndarray:
-        """(2 N, 5): found at 1, 3 and 10, 1 / place, 1, of each text; its answer's row is alike."""
+        """(N, 5) for N texts: found at 1, 3 and 10, 1 / place, 1. An answer as near as the right
+        one counts as nearer."""
         vectors, number = np.asarray(predictions, dtype=np.float64), np.asarray(references)
         first = np.unique(number[1::2], return_index=True)[1]  # each answer is one candidate
         candidates, which = vectors[1::2][first], number[1::2][first]
         close = vectors[::2] @ candidates.T
         own = close[np.arange(len(close)), np.searchsorted(which, number[::2])]
-        place = (close > own[:, None]).sum(1) + 1
-        rows = np.stack([*(place <= at for at in AT), 1 / place, np.ones(len(place))], 1)
-        return np.repeat(rows, 2, axis=0)
+        place = (close >= own[:, None]).sum(1)
+        return np.stack([*(place <= at for at in AT), 1 / place, np.ones(len(place))], 1)
 
     def score(self, total: np.ndarray) -> float:
         """Recall at 1."""

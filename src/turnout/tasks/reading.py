@@ -51,6 +51,11 @@ class TextTask(Task[T]):
         table.require(config.label)
         return table
 
+    @property
+    def shown_columns(self) -> list[str]:
+        config = self.config
+        return [*config.text_columns, *([config.text_pair] if config.text_pair else [])]
+
     def _label_ids(self, values: list[Any]) -> list[Any]:
         """What `labels` holds for some values of the label column."""
         raise NotImplementedError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -31,6 +32,15 @@ from turnout.train.step_format import StepFormat, attention_of, step_format
 from turnout.train.trainer import RoutedTrainer, last_checkpoint, routing_of
 
 RATES = ("dropout", "attention_dropout", "activation_dropout", "dropout_rate")
+
+
+def check_one_process() -> None:
+    """Raise UserError where several processes were started: they would write one run folder."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "turnout train runs in one process; to train on several, use turnout.train.trainer."
+            "RoutedTrainer in a script of your own"
+        )
 
 
 def fit(

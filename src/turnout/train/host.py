@@ -150,11 +150,11 @@ def open_tokenizer(name: str, words: bool = False) -> Any:
     try:
         with quiet_loading():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            if words and _spaceless(tokenizer):
+            if words and byte_level(tokenizer):
                 tokenizer = AutoTokenizer.from_pretrained(
                     source, trust_remote_code=False, add_prefix_space=True
                 )
-                if step := _spaceless(tokenizer):  # classes that do not read that argument
+                if step := byte_level(tokenizer):  # classes that do not read that argument
                     step.add_prefix_space = True
     except (OSError, ValueError, KeyError) as error:
         raise _absent(name, source, error) from None
@@ -178,7 +178,7 @@ def check_length(config: Any, max_length: int) -> None:
         )
 
 
-def _spaceless(tokenizer: Any) -> Any:
+def byte_level(tokenizer: Any) -> Any:
     """The byte-level step of a tokenizer that puts no space before a first word, if any."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     step = None if backend is None else backend.pre_tokenizer

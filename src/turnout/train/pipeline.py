@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from turnout.tasks import TASKS
 from turnout.tasks.base import Task
 from turnout.train.calibrate import calibrate
 from turnout.train.data import Data, encode, listed
-from turnout.train.fit import fit, freeze
+from turnout.train.fit import check_one_process, fit, freeze
 from turnout.train.host import host_labels, open_host
 from turnout.train.precision import moved
 from turnout.train.prepare import (
@@ -69,11 +68,7 @@ def train(
         if run.routed.is_dir():
             say(f"{run.path} is trained already; nothing to do")
             return start_run(out, recipe, run.labels)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "turnout train runs in one process; to train on several, use turnout.train.trainer."
-            "RoutedTrainer in a script of your own"
-        )
+    check_one_process()
     labels = run.labels if run else host_labels(recipe.model) if recipe.train.epochs == 0 else None
     task = TASKS[recipe.task.kind](recipe.task, labels)
     if task.together > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import datasets
@@ -136,6 +137,37 @@ def prepare(
     was found out. Returns that, by router. Raises UserError for an unrouted model, and for rows
     that a router cannot be fitted on: fewer than clusters, or with states that are not finite.
     """
+    found = prepare_from(
+        model,
+        Source(
+            lambda: batches(rows, collate),
+            lambda: inputs_of(model, listed(usual_rows(rows, BATCH)), collate),
+            lambda router: pooled_states(model, router, rows, collate),
+        ),
+        say,
+    )
+    routing: Any = model.turnout
+    for name, router in routing.routers.items():
+        if isinstance(router, PolicyRouter) and router.config.imitate:
+            found[name] = _imitate(model, router, rows, collate, say)
+    return found
+
+
+@dataclass(frozen=True)
+class Source:
+    """What routers look at before they are trained. batches: of training rows, labelled, from the
+    first on each time. usual: inputs of one of middling length. states: what a router's first site
+    looks at, pooled, of every row, (N, D)."""
+
+    batches: Callable[[], Iterator[dict[str, Tensor]]]
+    usual: Callable[[], dict[str, Any]]
+    states: Callable[[Router], np.ndarray]
+
+
+def prepare_from(
+    model: PreTrainedModel, source: Source, say: Callable[[str], None] = print
+) -> dict[str, dict[str, Any]]:
+    """``prepare`` for data of any shape, but for policies with ``imitate``."""
     if not hasattr(model, "turnout"):
         raise UserError("this model is not routed; call turnout.install(model, ...) first")
     told: dict[str, dict[str, Any]] = {}
@@ -144,20 +176,17 @@ def prepare(
     for name, router in sorted(routing.routers.items(), key=lambda item: not item[1].fits):
         config = router.config
         if _splits(model, router) and config.split in ("coactivation", "importance"):
-            split_by_data(model, batches(rows, collate), config.split, sites=router.sites)
+            split_by_data(model, source.batches(), config.split, sites=router.sites)
         if (seconds := getattr(router, "seconds", None)) is not None:
-            batch = inputs_of(model, listed(usual_rows(rows, BATCH)), collate)
-            seconds.copy_(measured_seconds(model, router.sites, batch))
+            seconds.copy_(measured_seconds(model, router.sites, source.usual()))
             each = ", ".join(f"{1000 * float(value):.1f}" for value in seconds)
             say(f"  milliseconds of each site: {each}")
         if _splits(model, router) and _ranks_tokens(router):
-            held = teach_experts(model, router, batches(rows, collate))
+            held = teach_experts(model, router, source.batches())
             say(f"  the quarter of the experts that gates like best holds {held:.0%} of the whole")
         if router.fits:
-            say(f"  {router.fit(pooled_states(model, router, rows, collate))}")
+            say(f"  {router.fit(source.states(router))}")
             told[name] = router.found
-        if isinstance(router, PolicyRouter) and router.config.imitate:
-            told[name] = _imitate(model, router, rows, collate, say)
     return told
 
 

@@ -145,11 +145,14 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     """Restore all tensors of a model from a checkpoint, exactly, key conversions included.
 
     Trainer's own reader skips the conversions that some hosts need (ViT, Mixtral) and only warns.
+    A model with layers of PEFT under way is read as it stands: no class could be opened with them.
     """
-    host = load_host(folder)
-    state = host.state_dict()
-    if hasattr(model, "turnout"):
-        state.update(_router_tensors(Path(folder)))
+    if any(".lora_A." in name for name in model.state_dict()):
+        state = _tensors(Path(folder))
+    else:
+        state = load_host(folder).state_dict()
+        if hasattr(model, "turnout"):
+            state.update(_tensors(Path(folder), PREFIX))
     missing = set(model.state_dict()) - set(state)
     extra = set(state) - set(model.state_dict())
     if missing or extra:
@@ -184,16 +187,17 @@ def check_weights(folder: Path) -> None:
             ) from error
 
 
-def _router_tensors(folder: Path) -> dict[str, torch.Tensor]:
+def _tensors(folder: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Those of a saved model whose names begin so, as they lie in its files."""
     found = {}
     for file in _weight_files(folder):
         with safe_open(file, framework="pt") as handle:
-            found.update({k: handle.get_tensor(k) for k in handle.keys() if k.startswith(PREFIX)})  # noqa: SIM118
+            found.update({k: handle.get_tensor(k) for k in handle.keys() if k.startswith(prefix)})  # noqa: SIM118
     return found
 
 
 def _load_routers(model: PreTrainedModel, folder: Path) -> None:
-    tensors = {name[len(PREFIX) :]: value for name, value in _router_tensors(folder).items()}
+    tensors = {name[len(PREFIX) :]: value for name, value in _tensors(folder, PREFIX).items()}
     routing: Any = model.turnout
     wanted = set(routing.state_dict())
     if wanted != set(tensors):
