@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,14 +21,16 @@ from turnout import UserError
 from turnout.cli import app
 from turnout.double import pipeline
 from turnout.double.answers import answers
+from turnout.double.data import TasksData
 from turnout.double.measure import measure_tasks
 from turnout.double.pipeline import train_tasks
 from turnout.double.predict import predict_tasks
 from turnout.double.recipe import TasksRecipe
-from turnout.double.run import check_labels, open_tasks_run
+from turnout.double.run import open_tasks_run
 from turnout.double.transfer import transfer
 from turnout.files import read_json
 from turnout.recipe import load
+from turnout.train.data import encode
 
 RECIPE = """\
 model: host
@@ -95,23 +99,32 @@ def test_a_frozen_backbone_stays_as_it_is(tmp_path: Path) -> None:
     assert moved and all(name.startswith("encoder.layer.1.") for name in moved)
 
 
-def test_a_stopped_training_goes_on_exactly(tmp_path: Path) -> None:
-    save_recipe(tmp_path)
-    whole = train(tmp_path, "whole", "train.weighting=uncertainty").load().state_dict()
+def stopped(folder: Path, out: str, epochs: int, *overrides: str) -> None:
+    """A training that stops after some epochs."""
 
     class Stop(Exception):
         pass
 
     class Stopper(TrainerCallback):
         def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.epoch >= 3:
+            if state.epoch >= epochs + 1:  # the checkpoint of an epoch comes after this call
                 raise Stop
 
     fit = pipeline.fit
+
+    def stopping(*args: Any, **kwargs: Any) -> Any:
+        return fit(*args, **{**kwargs, "callbacks": [*kwargs["callbacks"], Stopper()]})
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "fit", lambda *a, **k: fit(*a, **{**k, "callbacks": [Stopper()]}))
+        patch.setattr(pipeline, "fit", stopping)
         with pytest.raises(Stop):
-            train(tmp_path, "cut", "train.weighting=uncertainty")
+            train(folder, out, *overrides)
+
+
+def test_a_stopped_training_goes_on_exactly(tmp_path: Path) -> None:
+    save_recipe(tmp_path)
+    whole = train(tmp_path, "whole", "train.weighting=uncertainty").load().state_dict()
+    stopped(tmp_path, "cut", 2, "train.weighting=uncertainty")
     again = train(tmp_path, "cut", "train.weighting=uncertainty").load().state_dict()
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
 
@@ -138,13 +151,6 @@ def test_two_tasks_of_one_name_are_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("  names:", "  mood:"))
     with pytest.raises(UserError, match="this field stands twice"):
         TasksRecipe.load(path)
-
-
-def test_a_task_whose_labels_changed_is_refused(tmp_path: Path) -> None:
-    save_recipe(tmp_path)
-    run = train(tmp_path, "run")
-    with pytest.raises(UserError, match=r"task 'mood': its head was made for other labels"):
-        check_labels(run.labels, {"mood": ["negative", "neutral", "positive"]})
 
 
 def test_the_command_line_serves_several_tasks(tmp_path: Path) -> None:
@@ -340,3 +346,83 @@ def test_words_that_would_be_seen_are_not_to_be_guessed(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="for recipes of `tasks:`"):
         load(alone)
+
+
+def test_the_budget_of_a_recipe_is_kept(tmp_path: Path) -> None:
+    save_recipe(tmp_path)
+    routers = "routers=[{kind: gate, site: layer, granularity: sequence}, {kind: mixture}]"
+    run = train(tmp_path, "run", routers, "train.budget=0.5", "train.epochs=2")
+    model = run.load()
+    assert model.turnout.budget == 0.5
+    gate = model.turnout.all_routers()[0]
+    assert len(gate.levels) > 1 and min(share for share, _ in gate.levels) < 0.6
+
+
+@pytest.mark.parametrize("strategy", ["lora", "prompt", "discriminative"])
+def test_every_strategy_goes_on_exactly(strategy: str, tmp_path: Path) -> None:
+    save_recipe(tmp_path)
+    how = [f"train.strategy={strategy}", "train.epochs=4"]
+    whole = train(tmp_path, "whole", *how).load().state_dict()
+    stopped(tmp_path, "cut", 2, *how)
+    again = train(tmp_path, "cut", *how).load().state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+    early = [*how, "train.patience=1", "train.evaluate_every=4", "train.epochs=3"]
+    assert train(tmp_path, "early", *early).model.is_dir()
+
+
+def test_labels_that_changed_under_a_training_are_told(tmp_path: Path) -> None:
+    save_recipe(tmp_path)
+    stopped(tmp_path, "run", 2)
+    path = tmp_path / "train.csv"
+    path.write_text(path.read_text() + "a story,neutral\n")
+    with pytest.raises(UserError, match=r"task 'mood': its head was made for other labels"):
+        train(tmp_path, "run")
+    assert train(tmp_path, "other", "train.epochs=1").labels["mood"][1] == "neutral"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ('routers=[{"kind": "policy", "imitate": 8}]', "imitate: its search is for recipes of one"),
+        ('routers=[{"kind": "cluster", "most": 4}]', "give their number as adapters"),
+    ],
+)
+def test_what_needs_the_rows_of_one_task_is_refused(
+    change: str, message: str, tmp_path: Path
+) -> None:
+    save_recipe(tmp_path)
+    with pytest.raises(UserError, match=message):
+        train(tmp_path, "run", change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_that_pytorch_keeps_are_refused(tmp_path: Path) -> None:
+    path = save_recipe(tmp_path)
+    path.write_text(path.read_text().replace("  mood:", "  keys:"))
+    with pytest.raises(UserError, match="task 'keys': PyTorch needs this name"):
+        train(tmp_path, "run")
+
+
+def test_standard_input_serves_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_recipe(tmp_path)
+    run = train(tmp_path, "run", "train.epochs=1")
+    text = b"the film was very fine\n"
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(text)))
+    (line,) = predict_tasks(run.path, "-")
+    (tmp_path / "ask.txt").write_bytes(text)
+    (same,) = predict_tasks(run.path, str(tmp_path / "ask.txt"))
+    assert json.loads(line) == json.loads(same) and set(json.loads(line)) == {"mood", "names"}
+
+
+def test_tasks_with_different_tokenizers_are_refused(tmp_path: Path) -> None:
+    save_recipe(tmp_path)
+    recipe = TasksRecipe.load(tmp_path / "tasks.yaml")
+    tasks, raw = pipeline.load_tasks(recipe, str)
+    one, other = tiny.tokenizer(), tiny.tokenizer()
+    other.add_tokens(["more"])
+    data = {
+        name: encode(task, raw[name], one if name == "mood" else other)
+        for name, task in tasks.items()
+    }
+    with pytest.raises(UserError, match="'mood' and 'names' have tokenizers of other words"):
+        TasksData.of(data, recipe.train)

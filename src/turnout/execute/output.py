@@ -73,18 +73,28 @@ class OutputHandle:
             return
         shapes = (trace.shape_BT[stack], part.trace.shape_BT[stack])
         length = max(shape[1] for shape in shapes)
-        masks, weights = [], []
-        for (batch, own), each, weight in zip(
-            shapes,
-            (trace.mask_BT[stack], part.trace.mask_BT[stack]),
-            (trace[key].weight_BTU, route.weight_BTU),
-            strict=True,
+        masks = []
+        for (batch, own), each in zip(
+            shapes, (trace.mask_BT[stack], part.trace.mask_BT[stack]), strict=True
         ):
-            real = weight.new_ones(batch, own, dtype=torch.bool) if each is None else each
+            real = route.weight_BTU.new_ones(batch, own, dtype=torch.bool) if each is None else each
             masks.append(F.pad(real, (0, length - own)))
-            full = weight.expand(-1, own, -1)
-            weights.append(F.pad(full, (0, 0, 0, length - own)))
-        trace[key] = Route(self.site, torch.cat(weights))
+
+        def both(values: list[Tensor]) -> Tensor:
+            """Values of every token, (B, T or 1, U) each, padded to one length."""
+            wide = [
+                F.pad(value.expand(-1, own, -1), (0, 0, 0, length - own))
+                for value, (_, own) in zip(values, shapes, strict=True)
+            ]
+            return torch.cat(wide)
+
+        before = trace[key]
+        scores = [each for each in (before.score_BTU, route.score_BTU) if each is not None]
+        trace[key] = Route(
+            self.site,
+            both([before.weight_BTU, route.weight_BTU]),
+            both(scores) if len(scores) == 2 else None,
+        )
         trace.shape_BT[stack] = (shapes[0][0] + shapes[1][0], length)
         trace.mask_BT[stack] = torch.cat(masks)
 
