@@ -48,6 +48,7 @@ def settings(seed: int, quick: bool) -> dict[str, Any]:
     return {
         "epochs": 1.0 if quick else 4.0,
         "dropout": 0.0,
+        "precision": "fp32" if quick else "bf16",
         "seed": seed,
         "strategy": "full",
         "freeze_embeddings": True,

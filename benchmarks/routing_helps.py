@@ -45,6 +45,7 @@ def settings(seed: int, backbone: str, quick: bool) -> dict[str, Any]:
         "head_learning_rate": 2e-3,
         "router_learning_rate": 2e-3,
         "dropout": 0.0,
+        "precision": "fp32" if quick else "bf16",
         "seed": seed,
         "evaluate_every": 100_000,
     }

@@ -48,6 +48,7 @@ def settings(name: str, rate: float, size: int | None, seed: int, quick: bool) -
         "router_learning_rate": rate if alone else 10 * rate,
         "freeze_embeddings": True,
         "dropout": 0.0,
+        "precision": "fp32" if quick else "bf16",
         "seed": seed,
         "evaluate_every": 100_000,
     }

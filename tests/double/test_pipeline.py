@@ -165,6 +165,7 @@ def test_the_command_line_serves_several_tasks(tmp_path: Path) -> None:
     found = read_json(tmp_path / "run" / "results.json")
     assert [task["name"] for task in found["tasks"]] == ["mood", "names"]
     assert [each["tasks"] for each in found["passes"]] == [1, 2]
+    assert found["passes"][1]["gflops"] > found["passes"][0]["gflops"] > found["plain_gflops"] > 0
     for task in found["tasks"]:
         assert len(task["use"]) == 3 and sum(task["use"]) == pytest.approx(1)
     texts = tmp_path / "texts.txt"

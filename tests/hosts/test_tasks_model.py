@@ -226,3 +226,41 @@ def test_spans_are_scored_by_both_ends() -> None:
     assert float(head.loss(logits, marks)) < 1e-6
     marks[0] = torch.tensor([-100, 0, 1, 2])
     assert float(head.loss(logits, marks)) > 5
+
+
+def test_several_tasks_take_one_pass_of_the_backbone() -> None:
+    model, calls = routed("bert", ROUTERS["both"]), []
+    model.backbone.register_forward_hook(lambda *args: calls.append(1))
+    model(**batch(), tasks=list(HEADS))
+    model(**batch(), task_ids=torch.tensor([0, 1, 2, 0, 1, 2]))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("top", [1, 2])
+@pytest.mark.parametrize("reads", ["input", "task", "both"])
+def test_a_fresh_mixture_uses_all_of_its_units_and_learns(reads: str, top: int) -> None:
+    heads = {f"task_{n}": HeadConfig(kind="tag", width=5) for n in range(12)}
+    model = model_of("bert", heads)
+    torch.manual_seed(2)
+    spec = {"reads": reads, "adapters": 4, "top": top, "granularity": "token"}
+    turnout.install(model, [{"kind": "mixture", **spec}])
+    used = torch.zeros(4)
+    for name in heads:
+        with turnout.trace() as trace:
+            model(**batch(3), tasks=[name])
+        used += (trace["output"].weight_BTU != 0).sum((0, 1))
+    assert (used > 0).all()
+    with torch.no_grad():
+        model.turnout.units["output"].scale.fill_(0.5)  # type: ignore[union-attr, index]
+    labels = torch.randint(0, 5, (6, 9), generator=torch.Generator().manual_seed(4))
+    model(**batch(), task_ids=torch.zeros(6, dtype=torch.long), labels=labels).loss.backward()
+    learned = [p.grad for p in model.turnout.all_routers()[0].parameters()]  # type: ignore[union-attr, operator]
+    assert all(grad is not None and bool((grad != 0).any()) for grad in learned)
+
+
+def test_one_kept_unit_weighs_its_part_of_all() -> None:
+    model = routed("bert", ROUTERS["token"])
+    with turnout.trace() as trace:
+        model(**batch(), tasks=["topic"])
+    weight = trace["output"].weight_BTU
+    assert ((weight != 0).sum(-1) == 1).all() and (weight.sum(-1) < 1).all()

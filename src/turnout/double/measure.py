@@ -9,22 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from turnout.double.answers import answers, asks_inside, padded
+from turnout.double.answers import answers
 from turnout.double.config import TasksMeasureConfig
-from turnout.double.results import PassTime, TaskResult, TasksResults
+from turnout.double.passes import pass_times
+from turnout.double.results import TaskResult, TasksResults
 from turnout.double.run import TasksRun
 from turnout.double.transfer import transfer
-from turnout.execute.batches import Row, groups_by_length, inputs_of, lengths_of
+from turnout.execute.batches import Row, inputs_of
 from turnout.execute.routing import trace
 from turnout.hosts.tasks_model import TasksModel
 from turnout.measure import machine
-from turnout.measure.stats import bootstrap_interval, ratio_interval
-from turnout.measure.timing import interleaved
+from turnout.measure.stats import bootstrap_interval
 from turnout.tasks.base import Task
 from turnout.train.data import listed, predictions_of
 from turnout.train.precision import moved
 
 DRAWS = 1000
+SELDOM = 0.005
 WATCHED = 256  # rows of a task whose routes are looked at
 
 
@@ -45,7 +46,8 @@ def measure_tasks(
             notes.append(f"{name} has no test file: its validation rows are judged")
         raw = splits.get("test", splits["validation"])
         if config.max_examples is not None:
-            raw = raw.select(range(min(config.max_examples, len(raw))))
+            order = np.random.default_rng(0).permutation(len(raw))
+            raw = raw.select(np.sort(order[: config.max_examples]))
         encoded = task.encode(raw, tokenizer)
         rows = listed(encoded)
         texts.append(rows)
@@ -69,54 +71,25 @@ def measure_tasks(
             )
         )
     mixed = [row for each in zip_longest(*texts) for row in each if row is not None]
+    notes += unused(found)
     backbone = sum(p.numel() for p in model.backbone.parameters())
     whole = sum(p.numel() for p in model.parameters())
+    timed = [name for name, task in tasks.items() if task.head.kind != "words"]
+    if len(timed) < len(tasks):
+        notes.append("tasks of words are not timed: they ask for a vocabulary at few places")
+    passes, plain = pass_times(model, timed, mixed[: config.time_examples], tokenizer, config)
     return TasksResults(
         model=run.recipe.model,
         tasks=found,
-        passes=pass_times(model, mixed[: config.time_examples], tokenizer, config),
+        passes=passes,
+        plain_seconds=plain.seconds,
+        plain_gflops=plain.gflops,
         parameters=whole,
-        added=(whole - backbone) / len(tasks),
+        added=whole - backbone,
         machine=machine.describe(),
         transfer=transfer(run, say=say, progress=progress) if config.transfer else None,
         notes=notes,
     )
-
-
-def pass_times(
-    model: TasksModel, rows: list[Row], tokenizer: Any, config: TasksMeasureConfig
-) -> list[PassTime]:
-    """Time of a pass over some texts that answers 1, 2, ... of the tasks, in turns."""
-    groups = [
-        padded([rows[i] for i in group], tokenizer, model.device)
-        for group in groups_by_length(lengths_of(rows), config.batch_tokens)
-    ]
-    names = model.tasks
-    inside = asks_inside(model)
-
-    def passes(count: int) -> Callable[[], None]:
-        @torch.inference_mode()
-        def once() -> None:
-            for inputs in groups:
-                if not inside:
-                    model(**inputs, tasks=names[:count])
-                    continue
-                for place in range(count):
-                    ids = torch.full((len(inputs["input_ids"]),), place, device=model.device)
-                    model(**inputs, task_ids=ids)
-
-        return once
-
-    arms = {str(count): passes(count) for count in range(1, len(names) + 1)}
-    seconds = interleaved(arms, config.repeats)
-    found = []
-    for count in range(1, len(names) + 1):
-        ratio = ratio_interval(seconds[str(count)], seconds["1"])
-        middle = float(np.median(seconds[str(count)]))
-        found.append(
-            PassTime(tasks=count, ratio=ratio.value, low=ratio.low, high=ratio.high, seconds=middle)
-        )
-    return found
 
 
 @torch.inference_mode()
@@ -140,3 +113,11 @@ def unit_use(
         total = total + (weight_BTU * valid_BT[:, :, None]).sum((0, 1)).cpu()
         count += float(valid_BT.sum())
     return (total / count).tolist()
+
+
+def unused(found: list[TaskResult]) -> list[str]:
+    """What to say of routing layers that no task uses."""
+    uses = [result.use for result in found if result.use]
+    idle = [unit for unit, each in enumerate(zip(*uses, strict=True)) if max(each) < SELDOM]
+    names = ", ".join(str(unit) for unit in idle)
+    return [f"routing layers {names} (of {len(uses[0])}) are used by no task"] if idle else []

@@ -27,8 +27,10 @@ class TaskResult(BaseModel):
 
 
 class PassTime(BaseModel):
-    """Time of one pass that answers so many tasks, as a multiple of a pass that answers the first
-    alone: median over the rounds of paired ratios, and their 95 % interval."""
+    """One pass that answers so many tasks. ratio: its time as a multiple of a pass of the plain
+    backbone with one head (no routing, no layer between), median over the rounds of paired ratios,
+    and their 95 % interval. So many models of one task each would take ``tasks`` times that.
+    gflops: of a text, counted."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,12 +39,14 @@ class PassTime(BaseModel):
     low: float
     high: float
     seconds: float
+    gflops: float
 
 
 class TasksResults(BaseModel):
-    """parameters: of the whole model; added: of them, what one more task costs on average (heads,
-    routers and routing layers, shared out). transfer: by task a and b, what a gains when it is
-    trained with b, None = not asked for."""
+    """parameters: of the whole model; added: of them, beside the backbone's (heads, routers,
+    routing layers, and what stands before or behind the backbone). plain_seconds, plain_gflops: of
+    a pass of the plain backbone with one head, see ``PassTime``. transfer: by task a and b, what a
+    gains when it is trained with b, None = not asked for."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,7 +54,9 @@ class TasksResults(BaseModel):
     tasks: list[TaskResult]
     passes: list[PassTime]
     parameters: int
-    added: float
+    added: int
+    plain_seconds: float
+    plain_gflops: float
     machine: dict[str, Any]
     transfer: dict[str, dict[str, float]] | None = None
     notes: list[str] = []

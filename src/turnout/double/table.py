@@ -27,17 +27,22 @@ def tables(results: TasksResults) -> Group:
         )
     passes = Table(
         title="One pass that answers several tasks",
-        caption="Time as a multiple of a pass that answers one; a task more has "
-        f"{results.added / 1e6:,.2f} M parameters of its own.",
+        caption="Time as a multiple of a pass of the plain backbone with one head, and as a part "
+        "of what models of one task each would take. Beside the backbone's own, the model has "
+        f"{results.added / 1e6:,.2f} M parameters.",
     )
-    for column in ("tasks", "time", "95 % interval", "seconds"):
+    for column in ("tasks", "time", "95 % interval", "of separate", "seconds", "GFLOPs a text"):
         passes.add_column(column, justify="right")
+    plain = f"{results.plain_seconds:.3f}", f"{results.plain_gflops:.2f}"
+    passes.add_row("plain", "1.00x", "", "", *plain)
     for each in results.passes:
         passes.add_row(
             str(each.tasks),
             f"{each.ratio:.2f}x",
             f"{each.low:.2f} to {each.high:.2f}",
+            f"{each.ratio / each.tasks:.2f}",
             f"{each.seconds:.3f}",
+            f"{each.gflops:.2f}",
         )
     return Group(quality, passes, *([_transfer(results)] if results.transfer else []))
 
