@@ -48,19 +48,19 @@ def test_mistakes_are_told(text: str, message: str) -> None:
 
 def test_the_best_settings_are_found_and_kept(tmp_path: Path) -> None:
     recipe = TasksRecipe.load(save_recipe(tmp_path), ["train.epochs=8", "train.seed=1"])
-    space = space_of(["learning_rate=1e-7|0.005", "strategy=full|partial"])
+    space = space_of(["head_learning_rate=1e-7|0.03", "strategy=head|router"])
     said: list[str] = []
-    best = search(recipe, tmp_path / "out", space, 4, say=said.append)
+    best = search(recipe, tmp_path / "out", space, 6, say=said.append)
     trials = read_json(tmp_path / "out" / "trials.json")
-    assert len(trials) == 4 and max(trial["score"] for trial in trials) > 0.6
+    assert len(trials) == 6 and max(trial["score"] for trial in trials) > 0.6
     top = max(trials, key=lambda trial: trial["score"])
-    assert best == {"learning_rate": top["learning_rate"], "strategy": top["strategy"]}
+    assert best == {name: top[name] for name in ("head_learning_rate", "strategy")}
     assert len({trial["score"] for trial in trials}) > 1
     page = yaml.safe_load((tmp_path / "out" / "best.yaml").read_text())
     assert page["train"]["strategy"] == best["strategy"]
     assert TasksRecipe.load(tmp_path / "out" / "best.yaml").train.epochs == 8
-    search(recipe, tmp_path / "out", space, 5, say=said.append)
-    assert len(read_json(tmp_path / "out" / "trials.json")) == 5
+    search(recipe, tmp_path / "out", space, 7, say=said.append)
+    assert len(read_json(tmp_path / "out" / "trials.json")) == 7
     assert not list((tmp_path / "out").glob("run-*"))
 
 

@@ -17,10 +17,12 @@ from double.test_pipeline import save_recipe
 from turnout import UserError
 from turnout.double import pipeline
 from turnout.double.config import TasksTrainConfig
+from turnout.double.inner import InnerStates
 from turnout.double.recipe import TasksRecipe
 from turnout.double.strategies import Unfreezing, hold, scales
 from turnout.files import read_json
 from turnout.hosts.tasks_model import TasksModel
+from turnout.train.data import encode
 
 ALL = {"embeddings", "block 0", "block 1", "routing", "heads"}
 LEARNS: dict[str, set[str]] = {
@@ -148,3 +150,43 @@ def test_a_prefix_is_refused_where_it_would_be_lost(tmp_path: Path) -> None:
     recipe = TasksRecipe.load(page, ["train.strategy=prefix", *MORE])
     with pytest.raises(UserError, match="reads a cache, which DistilBertModel has not"):
         pipeline.train_tasks(recipe, tmp_path / "run", say=str, progress=False)
+
+
+def test_inner_classifiers_learn_and_are_gone(tmp_path: Path) -> None:
+    recipe = TasksRecipe.load(save_recipe(tmp_path), ["train.strategy=discriminative", *MORE])
+    tasks, raw = pipeline.load_tasks(recipe, str)
+    model, tokenizer = pipeline.new_model(recipe, tasks)
+    assert model.inner is not None
+    before = {name: value.clone() for name, value in model.inner.state_dict().items()}
+    data = {name: encode(task, raw[name], tokenizer) for name, task in tasks.items()}
+    pipeline.fit_tasks(model, data, recipe.train, tmp_path / "checkpoints", str, False)
+    after = model.inner.state_dict()
+    assert set(before) == {
+        f"tasks.{task}.0.{name}"
+        for task in ("mood", "names")
+        for name in ("linear.weight", "linear.bias", "log_variance")
+    }
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved == {name for name in before if "log_variance" not in name}
+    pipeline.finish(model, recipe.train)
+    assert model.inner is None and not any("inner" in name for name in model.state_dict())
+
+
+def test_an_inner_loss_is_that_of_its_own_head(tmp_path: Path) -> None:
+    recipe = TasksRecipe.load(save_recipe(tmp_path), ["train.strategy=discriminative", *MORE])
+    tasks, _ = pipeline.load_tasks(recipe, str)
+    model, _ = pipeline.new_model(recipe, tasks)
+    model.train()
+    states, ids = InnerStates(model), torch.tensor([[2, 5, 9, 3, 0], [2, 5, 9, 11, 3]])
+    mask, labels = (ids > 0).long(), torch.tensor([0, 1])
+    model(input_ids=ids, attention_mask=mask, tasks=["mood"])
+    state = states.states[0]
+    head: Any = model.inner.tasks["mood"][0]  # type: ignore[union-attr, index]
+    mean = torch.stack([state[0, :4].mean(0), state[1].mean(0)])
+    expected = torch.nn.functional.cross_entropy(head.linear(mean), labels)
+    found = states.loss(model, "mood", mask, labels)
+    assert found is not None and states.states == {}
+    torch.testing.assert_close(found, expected)
+    states.close()
+    model(input_ids=ids, attention_mask=mask, tasks=["mood"])
+    assert states.states == {}

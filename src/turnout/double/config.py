@@ -13,6 +13,7 @@ Strategy = Literal[
     "full", "partial", "head", "router", "discriminative", "lora", "prompt", "p-tuning", "prefix"
 ]
 PROMPTS: frozenset[Strategy] = frozenset({"prompt", "p-tuning", "prefix"})
+APART: frozenset[Strategy] = frozenset({"lora", "discriminative"})  # leave no trace of their own
 FROZEN: frozenset[Strategy] = PROMPTS | {"head", "router", "lora"}
 
 
@@ -23,7 +24,8 @@ class TasksTrainConfig(BaseModel):
     backbone, or what is ``named`` by the beginning of its name in it; routers. ``head``: nothing.
     ``router``: routers and their units. ``discriminative``: all, each block slower by ``decay``
     than the one above it, and blocks are let in from the top over the first part ``unfreeze`` of
-    the training (ULMFiT, Howard and Ruder 2018, arXiv 1801.06146). ``lora``: adapters of width
+    the training (ULMFiT, Howard and Ruder 2018, arXiv 1801.06146); classifiers at the blocks below
+    the last learn too, and count ``inner`` (see double/inner.py). ``lora``: adapters of width
     ``rank`` by PEFT, merged into the backbone in the end; routers. ``prompt``, ``p-tuning``,
     ``prefix``: ``prompt_tokens`` states, or keys and values, before the text (see
     hosts/prompts.py); routers. freeze_embeddings: of the
@@ -45,6 +47,7 @@ class TasksTrainConfig(BaseModel):
     named: tuple[str, ...] = ()
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     unfreeze: Share = 0.3
+    inner: Rate = 0.2
     rank: Count = 8
     prompt_tokens: Count = 16
     freeze_embeddings: bool = False

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import set_seed
 
 from turnout.double.bare import bare
-from turnout.double.config import PROMPTS, TasksTrainConfig
+from turnout.double.config import APART, PROMPTS, TasksTrainConfig
 from turnout.double.data import TasksData
 from turnout.double.prepare import calibrate_tasks, check_routers, prepare_tasks
 from turnout.double.recipe import TasksRecipe
@@ -130,15 +130,15 @@ def check_guesses(model: TasksModel, tasks: Mapping[str, Task[Any]]) -> None:
 
 
 def begin_again(model: TasksModel, config: TasksTrainConfig) -> None:
-    """Add anew what a strategy trains and merged in the end, under routers that are there."""
-    if config.strategy == "lora":
+    """Add anew what a strategy trains and took off in the end, under routers that are there."""
+    if config.strategy in APART:
         with bare(model):
             begin(model, config)
 
 
 def finish(model: TasksModel, config: TasksTrainConfig) -> None:
-    """Merge what only the training needed into the backbone."""
-    if config.strategy == "lora":
+    """Merge or drop what only the training needed."""
+    if config.strategy in APART:
         with bare(model):
             end(model, config)
 
@@ -163,7 +163,7 @@ def fit_tasks(
     if learns is None and config.strategy == "discriminative" and config.unfreeze > 0:
         hold(model, config)
         callbacks.append(Unfreezing(model, config.unfreeze))
-    fit(
+    trainer: Any = fit(
         model,
         mixed,  # type: ignore[arg-type]
         plain,
@@ -177,4 +177,5 @@ def fit_tasks(
         held=held,
         tasks_config=config,
     )
+    trainer.watch(None)
     return mixed

@@ -127,6 +127,7 @@ class SearchTrainer(TasksTrainer):
         args.gradient_accumulation_steps = plain.accumulate
         args.learning_rate, args.max_grad_norm = plain.learning_rate, plain.clip
         args.weight_decay, args.warmup_steps = plain.weight_decay, plain.warmup
+        self.watch(host)
         self.remove_callback(Unfreezing)
         if config.strategy == "discriminative" and config.unfreeze > 0:
             self.add_callback(Unfreezing(host, config.unfreeze))
@@ -184,6 +185,8 @@ def search(
             n_trials=trials - done,
             direction="maximize",
             backend="optuna",
+            # what is drawn goes on, too, where a search was stopped
+            sampler=optuna.samplers.TPESampler(seed=recipe.train.seed + done),
             **named,
         )
         study = optuna.load_study(study_name="turnout", storage=storage)

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from turnout.double.config import FROZEN, PROMPTS, TasksTrainConfig
 from turnout.errors import UserError
 from turnout.hosts.attach import blocks_of, find_family
-from turnout.hosts.tasks_model import TasksModel, add_prompt
+from turnout.hosts.tasks_model import TasksModel, add_inner, add_prompt
 
 LORA = "turnout_lora"
 
@@ -21,13 +21,18 @@ def begin(model: TasksModel, config: TasksTrainConfig) -> None:
     """Add what a strategy trains and the backbone lacks; before routers are installed."""
     if config.strategy in PROMPTS:
         add_prompt(model, config.strategy, config.prompt_tokens)
+    if config.strategy == "discriminative" and config.inner > 0:
+        depth = max(view.depth for view in blocks_of(model, find_family(model)))
+        if depth > 1:
+            add_inner(model, depth - 1)
     if config.strategy == "lora":
         made = LoraConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules="all-linear")
         LoraModel(model.backbone, made, LORA)
 
 
 def end(model: TasksModel, config: TasksTrainConfig) -> None:
-    """Merge what only the training needed apart; the routers must be off."""
+    """Merge or drop what only the training needed; the routers must be off."""
+    model.inner, model.config.turnout_inner = None, None
     if config.strategy != "lora":
         return
     layers = [

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from turnout.double.config import TasksTrainConfig
+from turnout.double.inner import InnerStates
 from turnout.double.mixing import BatchOrder
 from turnout.double.strategies import scales
 from turnout.double.weighting import weighed
+from turnout.hosts.tasks_model import TasksModel
 from turnout.train.trainer import RoutedTrainer
 
 
@@ -28,6 +30,14 @@ class TasksTrainer(RoutedTrainer):
         self.args.per_device_eval_batch_size = 1  # an item is a batch
         host: Any = self.model
         self._scales = scales(host, tasks_config)
+        self.inner: InnerStates | None = None
+        self.watch(host)
+
+    def watch(self, host: TasksModel | None) -> None:
+        """Look at the inner states of a model that has heads there, and at those of no other."""
+        if self.inner is not None:
+            self.inner.close()
+        self.inner = None if host is None or host.inner is None else InnerStates(host)
 
     def _parts(
         self, model: nn.Module, inputs: dict[str, Any], outputs: Any, teacher: Tensor | None
@@ -36,12 +46,18 @@ class TasksTrainer(RoutedTrainer):
         host: Any = self.accelerator.unwrap_model(model)
         name = host.tasks[int(inputs["task_ids"][0])]
         self._meters[f"loss_{name}"].append(parts["task"].detach())
-        own = weighed(parts["task"], name, host.heads[name], self.tasks_config)
+        loss = parts["task"]
+        if self.inner is not None:
+            found = self.inner.loss(host, name, inputs.get("attention_mask"), inputs["labels"])
+            if found is not None:
+                self._meters[f"loss_{name}_inner"].append(found.detach())
+                loss = loss + self.tasks_config.inner * found
+        own = weighed(loss, name, host.heads[name], self.tasks_config)
         return {**parts, "task": own}
 
     def rate_of(self, name: str) -> float:
         """Heads begin from nothing, the backbone knows much already, its first blocks most."""
-        if name.startswith("heads."):
+        if name.startswith(("heads.", "inner.")):
             return self.tasks_config.head_learning_rate
         model: Any = self.model
         return self._scales.get(id(model.get_parameter(name)), 1.0) * super().rate_of(name)

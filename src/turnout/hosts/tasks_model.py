@@ -21,7 +21,7 @@ from turnout.errors import UserError
 from turnout.hosts.bridge import Bridge, bridge_of
 from turnout.hosts.prompts import Prompt, check_prefix
 from turnout.units.output import Reader
-from turnout.units.task_heads import Head, HeadConfig, WordsHead
+from turnout.units.task_heads import Head, HeadConfig, InnerHeads, WordsHead
 
 
 @dataclass
@@ -51,9 +51,11 @@ class TasksModel(PreTrainedModel):
         self.bridge = _bridge(config)
         self.reader = Reader()
         self.heads = nn.ModuleDict()
+        self.inner: InnerHeads | None = None
         self.task: str | None = None
         for fields in config.turnout_heads:  # a list: keys of a config are sorted when it is saved
             self._add(fields["name"], HeadConfig(kind=fields["kind"], width=fields["width"]))
+        self.inner = _inner(config)
         self.post_init()
 
     def _add(self, name: str, config: HeadConfig) -> None:
@@ -224,6 +226,25 @@ def add_cases(model: TasksModel, count: int) -> None:
 def _cases(config: Any) -> nn.Embedding | None:
     count = getattr(config, "turnout_cases", None)
     return None if count is None else nn.Embedding(count, config.get_text_config().hidden_size)
+
+
+def add_inner(model: TasksModel, layers: int) -> None:
+    """Heads of the tasks at the first ``layers`` blocks, for training."""
+    model.config.turnout_inner = layers
+    made = _inner(model.config)
+    assert made is not None
+    model.inner = made.to(next(model.backbone.parameters()).device)
+
+
+def _inner(config: Any) -> InnerHeads | None:
+    layers = getattr(config, "turnout_inner", None)
+    if layers is None:
+        return None
+    heads = {
+        fields["name"]: HeadConfig(kind=fields["kind"], width=fields["width"])
+        for fields in config.turnout_heads
+    }
+    return InnerHeads(heads, config.get_text_config().hidden_size, layers)
 
 
 def add_prompt(model: TasksModel, kind: str, tokens: int) -> None:

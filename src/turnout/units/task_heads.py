@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -88,6 +89,20 @@ class Head(nn.Module):
             for end in (0, 1)
         ]
         return torch.stack(ends).mean()
+
+
+class InnerHeads(nn.Module):
+    """Heads of the tasks at inner layers, while a model is trained: by task, one a layer."""
+
+    def __init__(self, configs: Mapping[str, HeadConfig], width: int, layers: int) -> None:
+        super().__init__()
+        self.tasks = nn.ModuleDict(
+            {
+                name: nn.ModuleList(Head(config, width, 0.0) for _ in range(layers))
+                for name, config in configs.items()
+                if config.kind != "words"
+            }
+        )
 
 
 class WordsHead(nn.Module):
