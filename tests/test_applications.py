@@ -81,6 +81,13 @@ def customer_service(data: Path) -> list[str]:
     return ["intent", "slots", "reply"]
 
 
+def intents(data: Path) -> list[str]:
+    rows = [f"{words(n)} {n},{('find', 'oos')[n % 2]}" for n in range(30)]
+    for name in ("train", "val", "test"):
+        (data / f"{name}.csv").write_text("\n".join(["text,intent", *rows]) + "\n")
+    return ["intent"]
+
+
 WRITERS: dict[str, Callable[[Path], list[str]]] = {
     each.__name__: each
     for each in (
@@ -90,6 +97,7 @@ WRITERS: dict[str, Callable[[Path], list[str]]] = {
         paraphrase,
         question_answering,
         customer_service,
+        intents,
     )
 }
 
@@ -109,11 +117,31 @@ def test_an_application_runs(
     runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
     printed = capsys.readouterr().out
     answers = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
-    assert answers and all(list(answer) == tasks for answer in answers)
+    asked = tasks[:1] if name == "question_answering" else tasks
+    assert answers and all(list(answer) == asked for answer in answers)
+    for answer in answers:
+        for found in answer.values():
+            assert found.get("prediction") or found.get("entities") is not None, found
+    if name == "customer_service":
+        best = answers[0]["reply"]["best"]
+        assert len(best) == 3 and best[0]["text"] == answers[0]["reply"]["prediction"]
+        assert best[0]["score"] >= best[1]["score"] and best[0]["text"].startswith("a ")
     found = read_json(out / "run" / "results.json")
     assert [task["name"] for task in found["tasks"]] == tasks
     lines = (FOLDER / f"{name}.py").read_text().splitlines()
     assert len(lines) <= 95
+
+
+@pytest.mark.parametrize("name", APPS)
+def test_a_folder_without_the_data_is_told(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, str(tmp_path), str(tmp_path / "out")])
+    monkeypatch.syspath_prepend(str(FOLDER))
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_there_are_applications() -> None:

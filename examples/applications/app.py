@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from turnout.double.pipeline import train_tasks
 from turnout.double.predict import predict_tasks
 from turnout.double.recipe import TasksRecipe
 from turnout.double.table import tables
+from turnout.errors import UserError
 from turnout.files import make_folder, write_text
 
 Files = Mapping[str, Mapping[str, str]]
@@ -27,9 +29,25 @@ def run(
     prepare: Callable[[Path, Path], Files],
     page: Mapping[str, Any],
     tries: Sequence[Mapping[str, str] | str],
+    asked: Sequence[str] | None = None,
 ) -> None:
     """The command line of one application. prepare: writes the files of each task from a folder of
-    public data. page: a recipe without files. tries: inputs to answer at the end."""
+    public data. page: a recipe without files. tries: inputs to answer at the end; asked: by which
+    tasks, None = all. What is wrong with data or settings is said, and the exit code is 2."""
+    try:
+        _run(about, prepare, page, tries, asked)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _run(
+    about: str,
+    prepare: Callable[[Path, Path], Files],
+    page: Mapping[str, Any],
+    tries: Sequence[Mapping[str, str] | str],
+    asked: Sequence[str] | None,
+) -> None:
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("data", type=Path, help="folder of the public data set")
     parser.add_argument("out", type=Path, help="folder to work in; started again, it goes on")
@@ -47,7 +65,7 @@ def run(
     source = options.out / ("try.txt" if isinstance(tries[0], str) else "try.jsonl")
     rows = (each if isinstance(each, str) else json.dumps(each) for each in tries)
     write_text(source, "".join(f"{row}\n" for row in rows))
-    for line in predict_tasks(trained.path, str(source)):
+    for line in predict_tasks(trained.path, str(source), tasks=asked):
         print(line)
     print(f"your own: turnout predict {trained.path} --input FILE")
 
@@ -57,6 +75,18 @@ def save_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
     lines = (json.dumps(row, ensure_ascii=False) for row in rows)
     write_text(path, "".join(f"{line}\n" for line in lines))
     return str(path.resolve())
+
+
+def known_labels(
+    rows: Mapping[str, list[dict[str, Any]]], field: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows by split; those whose labels training never names cannot be answered, and go."""
+
+    def names(row: Mapping[str, Any]) -> set[str]:
+        return {row[field]} if isinstance(row[field], str) else set(row[field])
+
+    known = {name for row in rows["train"] for name in names(row)}
+    return {split: [row for row in each if names(row) <= known] for split, each in rows.items()}
 
 
 def split_by(keys: Sequence[str]) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Customer service: what is wanted, with which details, and what to answer, in one pass.
 
 Schema-guided dialogues (the *_dialogues_*.json files in the folder). Three tasks on one backbone:
-the intent of what a customer says, the slots in it, and the reply that fits best.
+the intent of what a customer says, the slots in it, and the best of the replies ever given.
+For tables of texts and intents there is intents.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from app import Files, run, save_rows, split_by
+from app import Files, known_labels, run, save_rows, split_by
+
+from turnout.tasks.ner_data import cut_words
 
 SPLITS = ("train", "validation", "test")
 PAGE = {
@@ -32,36 +35,36 @@ def prepare(data: Path, out: Path) -> Files:
         for path in sorted(data.glob("*_dialogues_*.json"))
         for each in json.loads(path.read_text(encoding="utf-8"))
     ]
+    if not dialogues:
+        raise FileNotFoundError(f"{data} holds no *_dialogues_*.json")
     splits = split_by([each["dialogue_id"] for each in dialogues])
-    rows: dict[tuple[str, str], list[dict[str, Any]]] = {
-        (task, split): [] for task in PAGE["tasks"] for split in SPLITS
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {
+        task: {split: [] for split in SPLITS} for task in PAGE["tasks"]
     }
     for dialogue in dialogues:
         turns, split = dialogue["turns"], splits[dialogue["dialogue_id"]]
         for turn, reply in zip(turns, [*turns[1:], None], strict=True):
             if turn["speaker"] != "USER":
                 continue
-            text, frame = turn["utterance"], turn["frames"][0]
-            intent = frame["state"]["active_intent"]
-            if intent != "NONE":
-                rows["intent", split].append({"text": text, "label": intent})
-            tokens, tags = tagged(text, frame["slots"])
-            rows["slots", split].append({"tokens": tokens, "tags": tags})
+            text, frames = turn["utterance"], turn["frames"]
+            intents = [frame["state"]["active_intent"] for frame in frames]
+            if (intent := next((each for each in intents if each != "NONE"), None)) is not None:
+                rows["intent"][split].append({"text": text, "label": intent})
+            tokens, tags = tagged(text, [slot for frame in frames for slot in frame["slots"]])
+            rows["slots"][split].append({"tokens": tokens, "tags": tags})
             if reply is not None:
-                rows["reply", split].append({"text": text, "answer": reply["utterance"]})
-    for task, field in (("intent", "label"), ("slots", "tags")):
-        known = {name for row in rows[task, "train"] for name in _names(row[field])}
-        for split in SPLITS[1:]:  # what training never names cannot be answered
-            rows[task, split] = [r for r in rows[task, split] if _names(r[field]) <= known]
+                rows["reply"][split].append({"text": text, "answer": reply["utterance"]})
+    rows["intent"] = known_labels(rows["intent"], "label")
+    rows["slots"] = known_labels(rows["slots"], "tags")
     return {
-        task: {s: save_rows(out / f"{task}-{s}.jsonl", rows[task, s]) for s in SPLITS}
-        for task in PAGE["tasks"]
+        task: {split: save_rows(out / f"{task}-{split}.jsonl", each[split]) for split in SPLITS}
+        for task, each in rows.items()
     }
 
 
 def tagged(text: str, slots: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
     """Words and their BIO tags, from the places of slots in a text."""
-    words, tags, at = text.split(), [], 0
+    words, tags, at = cut_words(text), [], 0
     for word in words:
         begin = text.index(word, at)
         at = begin + len(word)
@@ -69,10 +72,6 @@ def tagged(text: str, slots: list[dict[str, Any]]) -> tuple[list[str], list[str]
         first = inside and begin <= inside[0]["start"]
         tags.append(f"{'B' if first else 'I'}-{inside[0]['slot']}" if inside else "O")
     return words, tags
-
-
-def _names(value: str | list[str]) -> set[str]:
-    return {value} if isinstance(value, str) else set(value)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ PAGE = {
     "routers": [{"kind": "mixture", "granularity": "token", "adapters": 4, "top": 2}],
     "train": {"epochs": 4.0, "freeze_embeddings": True, "dropout": 0.0},
 }
-TRIES = ["Angela Merkel met the board of Siemens in Munich .", "Rain stopped play at Lord 's ."]
+TRIES = ["Angela Merkel met the board of Siemens in Munich.", "Rain stopped play at Lord's."]
 
 
 def prepare(data: Path, out: Path) -> Files:

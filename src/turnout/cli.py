@@ -255,6 +255,10 @@ def predict(
         str | None,
         typer.Option(help="Of a run of several tasks: some, with commas; all if not given."),
     ] = None,
+    candidates: Annotated[
+        str | None,
+        typer.Option(help="A text a line for tasks of ranking to choose from; their own if none."),
+    ] = None,
 ) -> None:
     """Predict the rows of a file: one JSON object a line."""
     _calm()
@@ -270,9 +274,9 @@ def predict(
         if trace or paths != 1 or seed is not None:
             raise UserError("--trace, --paths and --seed are for runs of one task")
         wanted = None if tasks is None else _listed(tasks)
-        lines = predict_tasks(run, source, tasks=wanted, **how)
-    elif tasks is not None:
-        raise UserError(f"--tasks: {run} is a run of one task")
+        lines = predict_tasks(run, source, tasks=wanted, candidates=candidates, **how)
+    elif tasks is not None or candidates is not None:
+        raise UserError(f"--tasks and --candidates: {run} is a run of one task")
     else:
         how |= {"trace": trace, "paths": paths, "seed": seed}
         lines = lines_of(

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from turnout.errors import UserError
-from turnout.tasks.ner_data import read_tagged, read_words
+from turnout.tasks.ner_data import cut_words, read_tagged, read_words
 
 
 def test_json_lines_with_usual_or_given_column_names(write):
@@ -45,3 +47,14 @@ def test_columns_under_a_name_for_texts_are_refused(write, content):
         ["one", "text"],
         ["of", "two", "words"],
     ]
+
+
+def test_texts_are_cut_into_words(tmp_path: Path) -> None:
+    text = "Ann's \"friends\" met in the U.S. (or Rome), didn't they? Yes -- 3.5%."
+    expected = ["Ann", "'s", '"', "friends", '"', "met", "in", "the", "U.S.", "(", "or", "Rome"]
+    expected += [")", ",", "didn't", "they", "?", "Yes", "-", "-", "3.5", "%", "."]
+    assert cut_words(text) == expected
+    (tmp_path / "texts.csv").write_text('text\n"Rome, again."\n')
+    assert read_words(str(tmp_path / "texts.csv"), 0) == [["Rome", ",", "again", "."]]
+    (tmp_path / "texts.jsonl").write_text('{"text": "in Rome."}\n')
+    assert read_words(str(tmp_path / "texts.jsonl"), 0) == [["in", "Rome", "."]]

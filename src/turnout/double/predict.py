@@ -15,8 +15,10 @@ import numpy as np
 
 from turnout.double.answers import READ, answers
 from turnout.double.run import open_tasks_run
+from turnout.double.shelf import shelf_of
 from turnout.errors import UserError
 from turnout.predict import finite
+from turnout.tasks import RankingTask
 from turnout.tasks.base import IGNORED, Task
 from turnout.tasks.text import STDIN
 from turnout.train.data import listed
@@ -31,12 +33,15 @@ def predict_tasks(
     budget: float | None = None,
     batch_tokens: int = 4096,
     device: str | None = None,
+    candidates: str | None = None,
 ) -> Iterator[str]:
     """JSON lines for the rows of a file, or of standard input ("-", a text a line), in their order:
     the row, and by task what it answers.
 
-    tasks: some of the run's; None = all. Tasks that read a row as the same tokens share one pass of
-    the backbone. Raises UserError: not a run, an unknown task, and whatever is wrong with the file.
+    tasks: some of the run's; None = all. candidates: a file with a text a line, which tasks of
+    ranking choose from; None = the answers that they were trained with. Tasks that read a row as
+    the same tokens share one pass of the backbone. Raises UserError: not a run, an unknown task,
+    and whatever is wrong with the file.
     """
     opened = open_tasks_run(run)
     every = opened.tasks()
@@ -58,9 +63,20 @@ def predict_tasks(
     for names in [*alike(read), *([name] for name in words)]:  # words say where they are asked for
         rows = listed(encoded[names[0]])
         logits |= answers(model, rows, tokenizer, names, batch_tokens)
+    shelves = {
+        name: shelf_of(model, name, task, tokenizer, candidates, batch_tokens)
+        for name, task in chosen.items()
+        if isinstance(task, RankingTask)
+    }
+    if candidates is not None and not shelves:
+        raise UserError("candidates are for tasks of ranking, of which there is none here")
     for place in range(len(next(iter(raw.values())))):
         out: dict[str, Any] = {}
         for name, task in chosen.items():
+            if name in shelves:
+                found = shelves[name].best(logits[name][place])
+                out[name] = {**raw[name][place], "prediction": found[0]["text"], "best": found}
+                continue
             marks = encoded[name][place].get("labels")
             out[name] = _described(task, raw[name][place], logits[name][place], marks)
         yield json.dumps(finite(out), ensure_ascii=False, default=str, allow_nan=False)

@@ -75,7 +75,7 @@ class NERTask(Task[NERConfig]):
         return HeadConfig(kind="tag", width=len(self.labels))
 
     def read(self, path: str) -> datasets.Dataset:
-        """See Task.read. A plain text is cut into words at white space."""
+        """See Task.read. Plain texts are cut into words (see ``cut_words``)."""
         return datasets.Dataset.from_dict({TOKENS: read_words(path, self.config.token_column)})
 
     def encode(self, dataset: datasets.Dataset, tokenizer: Any) -> datasets.Dataset:

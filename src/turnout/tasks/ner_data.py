@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from turnout.tasks.conll import Scheme, read_conll, to_bio
 from turnout.tasks.table import Table, is_hub_name, read_hub, read_table
 from turnout.tasks.text import STDIN, read_lines
 
-TOKENS, TAGS = "tokens", "tags"
+TOKENS, TAGS, TEXT = "tokens", "tags", "text"
+EDGES = re.compile(r"(\W*)(.*?)(\W*)", re.DOTALL)
+OWN = re.compile(r"['’]s$")
 TAG_COLUMNS = ("ner_tags", "tags", "labels")
 
 
@@ -60,22 +63,42 @@ def read_tagged(
 
 
 def read_words(path: str, token_column: int | str) -> list[list[str]]:
-    """Words without tags: CoNLL columns, a table, or (.txt, "-") a text a line cut at blanks.
+    """Words without tags: CoNLL columns, a table with words or with texts, or (.txt, "-") a text a
+    line; texts are cut by ``cut_words``.
 
     Raises UserError for a .txt file that can only be CoNLL columns: training would read it so.
     """
     if path == STDIN or Path(path).suffix.lower() == ".txt":
-        lines = [line.split() for line in read_lines(path)]
-        if path != STDIN and _columns(lines):
+        texts = read_lines(path)
+        if path != STDIN and _columns([line.split() for line in texts]):
             raise UserError(
                 f"{path} holds CoNLL columns, and a .txt file to predict has a text a line: "
                 "give it the name .conll"
             )
-        return lines
-    table = _table(path, None)
+        return [cut_words(line) for line in texts]
+    table = read_table(path) if Path(path).suffix.lower() == ".csv" else _table(path, None)
     if table is None:
         return read_conll(path, _number("token_column", token_column), None).tokens
+    if TEXT in table.columns and not {token_column, TOKENS} & set(table.columns):
+        for row, value in enumerate(table.columns[TEXT]):
+            if not isinstance(value, str):
+                raise UserError(f"{table.at(row)}: {TEXT!r} is {_short(value)}; expected a text")
+        return [cut_words(text) for text in table.columns[TEXT]]
     return _lists(table, _name(table, token_column, (TOKENS,)))
+
+
+def cut_words(text: str) -> list[str]:
+    """Words of a text: cut at blanks, punctuation at either end of a word apart, and 's. Points
+    stay with what is abbreviated (U.S.)."""
+    found = list[str]()
+    for piece in text.split():
+        front, word, back = EDGES.fullmatch(piece).groups()  # type: ignore[union-attr]
+        if "." in word and back.startswith("."):
+            word, back = f"{word}.", back[1:]
+        own = OWN.search(word)
+        stem = word[: own.start()] if own and own.start() else word
+        found += [*front, stem, word[len(stem) :], *back]
+    return [word for word in found if word]
 
 
 def _table(source: str, split: str | None) -> Table | None:
