@@ -3,6 +3,7 @@ the form of the public files."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import runpy
 import sys
@@ -16,7 +17,8 @@ import tiny
 from turnout.files import read_json
 
 FOLDER = Path(__file__).parents[1] / "examples" / "applications"
-APPS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "app")
+ALL = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "app")
+APPS = [name for name in ALL if name != "translation"]
 
 
 def words(place: int) -> str:
@@ -132,7 +134,27 @@ def test_an_application_runs(
     assert len(lines) <= 95
 
 
-@pytest.mark.parametrize("name", APPS)
+def test_translation_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    for name, rows in (("train", 60), ("val", 8), ("test_2016_flickr", 8)):
+        for language, first in (("en", "a"), ("de", "ein")):
+            with gzip.open(data / f"{name}.{language}.gz", "wt", encoding="utf-8") as file:
+                file.write("".join(f"{first} {words(n)} {n}\n" for n in range(rows)))
+    overrides = ["train.max_steps=2", "train.precision=fp32", "task.max_target=8"]
+    overrides += ["measure.repeats=2", "measure.budgets=[0.5]"]
+    monkeypatch.setattr(sys, "argv", ["translation", str(data), str(out), *overrides])
+    monkeypatch.syspath_prepend(str(FOLDER))
+    runpy.run_path(str(FOLDER / "translation.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    answers = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    assert len(answers) == 2 and all(isinstance(each["prediction"], str) for each in answers)
+    assert "dense: BLEU" in printed and "nrefs:1" in printed
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_a_folder_without_the_data_is_told(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,4 +167,4 @@ def test_a_folder_without_the_data_is_told(
 
 
 def test_there_are_applications() -> None:
-    assert set(APPS) == set(WRITERS)
+    assert set(ALL) == {*WRITERS, "translation"}

@@ -376,8 +376,14 @@ def inspect(
 ) -> None:
     """Show where a model can be routed and what its parts cost, or what a run holds."""
     _calm()
+    from turnout.double.run import is_tasks_run
     from turnout.inspect import inspect as tables_of
 
+    if is_tasks_run(target):
+        from turnout.double.inspect import inspect_tasks
+
+        _stdout().print(inspect_tasks(target))
+        return
     _stdout().print(tables_of(target))
 
 

@@ -35,7 +35,7 @@ def inspect(target: str) -> Group:
         return inspect_run(target)
     saved = folder / "config.json"
     if saved.is_file() and "turnout" in read_json(saved):
-        return _routed({"model": str(folder)}, load(folder))
+        return routed_tables({"model": str(folder)}, load(folder))
     return inspect_model(target)
 
 
@@ -55,7 +55,7 @@ def inspect_model(name: str) -> Group:
         for kind in KINDS
         if kind == "layer" or (view.heads if kind == "head" else getattr(view.stack, kind))
     ]
-    facts = _facts(
+    facts = facts_table(
         {
             "model": f"{type(model).__name__} ({name})",
             "family": family.name,
@@ -83,10 +83,11 @@ def inspect_run(path: str) -> Group:
         "started from": run.recipe.model,
         "task": f"{run.recipe.task.kind}, {len(run.labels)} labels: {', '.join(run.labels)}",
     }
-    return _routed(facts, load(run.path))
+    return routed_tables(facts, load(run.path))
 
 
-def _routed(about: dict[str, str], model: PreTrainedModel) -> Group:
+def routed_tables(about: dict[str, str], model: PreTrainedModel) -> Group:
+    """What a routed model holds: its routers, their sites and dials. about: said first."""
     routing: Any = model.turnout
     facts = {
         **about,
@@ -94,7 +95,7 @@ def _routed(about: dict[str, str], model: PreTrainedModel) -> Group:
         "parameters": f"{_count(model):,}, of which routers {_count(routing):,}",
         "budget": f"{routing.budget:g} when loaded",
     }
-    parts: list[RenderableType] = [_facts(facts)]
+    parts: list[RenderableType] = [facts_table(facts)]
     for name, router in routing.routers.items():
         settings = router.config.model_dump(exclude_defaults=True, exclude={"kind"})
         said = ", ".join(f"{key}: {value}" for key, value in settings.items())
@@ -104,7 +105,8 @@ def _routed(about: dict[str, str], model: PreTrainedModel) -> Group:
     return Group(*parts)
 
 
-def _facts(facts: dict[str, str]) -> Table:
+def facts_table(facts: dict[str, str]) -> Table:
+    """Names and values."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in facts.items():
         table.add_row(f"[bold]{name}", value)

@@ -158,6 +158,8 @@ def test_the_command_line_serves_several_tasks(tmp_path: Path) -> None:
     runner = CliRunner()
     done = runner.invoke(app, ["train", str(path), "--out", out, "--quiet"])
     assert done.exit_code == 0, done.output
+    done = runner.invoke(app, ["inspect", out])
+    assert done.exit_code == 0 and "negative, positive" in done.output and "mixture" in done.output
     done = runner.invoke(app, ["measure", out, "repeats=3", "--quiet"])
     assert done.exit_code == 0, done.output
     assert "mood" in done.output and "One pass that answers several tasks" in done.output

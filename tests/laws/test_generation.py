@@ -9,6 +9,7 @@ import torch
 from hosts_table import BY_NAME
 
 import turnout
+from turnout.execute.generate import generate_bulk
 
 SPECS: dict[str, list[dict[str, Any]]] = {
     "encoder": [{"kind": "gate", "stack": "encoder", "open": 0.3}],
@@ -63,3 +64,20 @@ def test_generate(name: str, spec: list[dict[str, Any]], beams: int) -> None:
     assert (used == 0).any()
     turnout.uninstall(model)
     assert len(model.generate(**inputs, **options).sequences) == 3
+
+
+def test_work_is_counted_where_only_the_decoder_is_routed() -> None:
+    host = BY_NAME["bart"]
+    model: Any = host.build()
+    turnout.install(model, SPECS["decoder"])
+    rows = [{"input_ids": [5, 6, 7, 8], "attention_mask": [1] * 4} for _ in range(3)]
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+
+    found = generate_bulk(model, rows, collate, max_new_tokens=4, do_sample=False)
+    assert found.share == 1.0 and len(found.logits) == 3
+    model.turnout.budget = 0.0
+    for router in model.turnout.all_routers():
+        router.levels = [(0.0, 2.0)]
+    assert generate_bulk(model, rows, collate, max_new_tokens=4, do_sample=False).share < 0.7

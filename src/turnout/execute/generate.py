@@ -52,6 +52,8 @@ def generate_bulk(
             before = meter.spent, meter.whole
 
             def count(flow: Flow) -> None:
+                if not flow.trace:  # the encoder's pass, where only the decoder is routed
+                    return
                 meter.spent += float(trace_flops(flow.trace))
                 meter.whole += float(trace_dense_flops(flow.trace))
                 meter.added += added_flops(flow.trace)

@@ -30,11 +30,13 @@ def heatmap(entry: Entry, row: Row, collate: Collate, tokenizer: Any) -> Heatmap
     Of an encoder-decoder, the stack of the first routed site is shown.
     """
     routing: Any = entry.model.turnout
+    inputs = inputs_of(entry.model, [row], collate)
     with routing.at(entry.budget):
-        entry.model(**inputs_of(entry.model, [row], collate))
+        entry.model(**inputs)
     trace = routing.current_flow().trace
-    ids = list(row["input_ids"])
     stack = routing.sites[0].stack
+    written = inputs.get("decoder_input_ids") if stack == "decoder" else None
+    ids = list(row["input_ids"]) if written is None else written[0].tolist()
     depth = routing.sites[0].depth
     ran = np.ones((depth, len(ids)))
     for route in nested(trace):
