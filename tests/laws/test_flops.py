@@ -18,7 +18,7 @@ from turnout.route import Route
 
 # What a decoder block does for the encoder's tokens (keys and values of cross-attention, and its
 # pairs) is in no site's cost: a sequence that skips the whole block saves more than is counted.
-CROSS = ("bart", "marian")
+CROSS = ("bart", "marian", "pair")
 
 CASES = [(host, False) for host in HOSTS] + [(host, True) for host in HOSTS if host.causal]
 cases = pytest.mark.parametrize(

@@ -66,7 +66,6 @@ def _joined(encoder: str, decoder: str, seed: int) -> EncoderDecoderModel:
             return EncoderDecoderModel.from_encoder_decoder_pretrained(
                 locate(encoder),
                 locate(decoder),
-                encoder_add_pooling_layer=False,
                 encoder_dtype=torch.float32,
                 decoder_dtype=torch.float32,
             )
