@@ -1,6 +1,7 @@
 """Does routing between tasks help: routed experts, one shared layer, a layer a task.
 
-Six tasks on one MiniLM, frozen or fully fine-tuned, three seeds. All contenders have as many
+Six tasks on one MiniLM, three seeds, at most 1,000 rows of each to learn from; frozen, and for the
+contenders that the question is about fully fine-tuned too. All contenders have as many
 parameters between backbone and heads: six experts weighed by input and task; one layer six times as
 wide that all share; a layer of each task's own; shared and private experts. Beside them heads
 alone, and experts drawn by the text (a hash), which says what choosing is worth. Then what tasks
@@ -20,7 +21,7 @@ from tasks_here import judged, run_of, seconds_of, six_tasks
 from turnout.double.picture import use_of_experts
 from turnout.double.transfer import transfer
 
-MOST = 2500  # training rows of each task
+MOST = 1000  # training rows of each task
 EXPERTS = {"kind": "mixture", "granularity": "sequence", "adapters": 6}
 CONTENDERS: dict[str, list[dict[str, Any]]] = {
     "routed": [{**EXPERTS, "reads": "both", "top": 2}],
@@ -33,6 +34,8 @@ CONTENDERS: dict[str, list[dict[str, Any]]] = {
     "heads alone": [],
 }
 BACKBONES = {"frozen": "router", "trained": "full"}
+JUDGED = {"measure": {"max_examples": 1000, "repeats": 3, "time_examples": 120}}
+TRAINED = {"routed", "shared layer", "separate layers", "heads alone"}  # with both backbones
 
 
 def settings(seed: int, backbone: str, quick: bool) -> dict[str, Any]:
@@ -66,8 +69,9 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
                 if (row["contender"], row["seed"], row["backbone"]) == key
             )
 
+        here = {row["contender"] for row in found if row["backbone"] == backbone}
         for other in CONTENDERS:
-            if other == "routed":
+            if other == "routed" or other not in here:
                 continue
             gains = [mean("routed", seed) - mean(other, seed) for seed in seeds]
             entry = goal(statistics.fmean(gains), at_least=0)
@@ -84,10 +88,12 @@ def measured(benchmark: Benchmark, seed: int) -> None:
     tasks = six_tasks(benchmark.folder, files, seed, benchmark.quick, most)
     for backbone in BACKBONES:
         for name, routers in CONTENDERS.items():
+            if backbone == "trained" and name not in TRAINED:
+                continue
             if benchmark.find(contender=name, seed=seed, backbone=backbone) is not None:
                 continue
             out = folder / f"{backbone}-{name.replace(' ', '-')}"
-            run = run_of(out, tasks, settings(seed, backbone, benchmark.quick), routers)
+            run = run_of(out, tasks, settings(seed, backbone, benchmark.quick), routers, **JUDGED)
             results = judged(run)
             if seed == 0 and name == "routed":
                 use_of_experts(results, _picture(benchmark, backbone))
