@@ -4,7 +4,8 @@ Contenders: one frozen MiniLM with a routing layer (experts weighed by input and
 heads, trained on all tasks at once; the same with heads alone; six full fine-tunings, a model a
 task; six LoRA fine-tunings, an adapter a task. Time is that of one pass over texts of all tasks
 that answers 1 to 6 of them, in turns with a pass of the plain backbone with one head, and with
-passes of the first 1 to 6 of the fully fine-tuned models, one after the other.
+passes of the first 1 to 6 of the fully fine-tuned models, one after the other. PEFT's Poly and X-LoRA
+and `adapters`' Parallel are timed beside it (peers_of_tasks.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 
 from common import Benchmark, Row, goal, main
 from frontier_claim import WORK, named
-from tasks_here import judged, run_of, seconds_of, six_tasks
+from peers_of_tasks import peers
+from tasks_here import MODEL, judged, run_of, seconds_of, six_tasks
 
 from turnout.double.answers import padded
 from turnout.double.passes import one_pass
@@ -26,6 +28,7 @@ from turnout.files import read_json
 from turnout.measure.stats import ratio_interval
 from turnout.measure.timing import interleaved
 from turnout.train.data import listed
+from turnout.train.host import locate
 
 ROUTING = {
     "kind": "mixture",
@@ -125,6 +128,19 @@ def beside_separate(joint: TasksRun, alone: list[TasksRun], quick: bool) -> list
     return rows
 
 
+def others(joint: TasksRun, quick: bool) -> list[Row]:
+    """Time of a pass of PEFT's and `adapters`' ways, by number of tasks."""
+    texts = []
+    for task in joint.tasks().values():
+        raw = task.load()["test"].select(range(20 if quick else 50))
+        texts += [" ".join(r["tokens"]) if "tokens" in r else r["text"] for r in raw]  # type: ignore[call-overload, index]
+    texts.sort(key=len)
+    parts = [texts[start : start + 32] for start in range(0, len(texts), 32)]
+    tokenizer, options = joint.tokenizer(), {"padding": True, "truncation": True, "max_length": 128}
+    batches = [dict(tokenizer(part, return_tensors="pt", **options)) for part in parts]
+    return peers(locate(MODEL), parts, batches, 3 if quick else 7)
+
+
 def stored(rows: list[Row], name: str, seed: int) -> float:
     """Parameters on disk, in millions, that answer all tasks: one backbone, and what each model
     trained that is its own."""
@@ -149,6 +165,16 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
         entry = goal(statistics.fmean(ratios), at_most=(1 + SLACK * count) / count)
         entry["over_seeds"] = {"low": min(ratios), "high": max(ratios)}
         entries[f"a pass for {count} tasks over passes of {count} separate models"] = entry
+    for name in ("PEFT Poly", "PEFT X-LoRA", "adapters Parallel"):
+        for count in (1, 6):
+            ratios = [
+                row["ratio"]
+                for row in rows
+                if (row["contender"], row.get("tasks")) == (name, count)
+            ]
+            if ratios:
+                entry = {"value": statistics.fmean(ratios), "goal": "a figure, no goal"}
+                entries[f"{name}: {count} tasks over a plain pass"] = {**entry, "met": True}
     for name in (*ALONE, *JOINT):
         seed = min(row["seed"] for row in rows)
         if any(row["contender"] == name for row in rows):
@@ -207,6 +233,9 @@ def measured(benchmark: Benchmark, folder: Path, seed: int) -> None:
         alone = [open_tasks_run(folder / f"full-{task}") for task in tasks]
         timed = beside_separate(joint, alone, benchmark.quick)
         benchmark.add({**row, "seed": seed} for row in timed)
+    if benchmark.find(contender="PEFT Poly", seed=seed) is None:
+        joint = open_tasks_run(folder / "routing-layer")
+        benchmark.add({**row, "seed": seed} for row in others(joint, benchmark.quick))
 
 
 def run() -> None:

@@ -117,12 +117,23 @@ def table() -> dict[str, Spec]:
                 kind="exit", criterion=criterion, granularity=grain, hold_last=0
             )
     rows["exit-first-hidden"] = dict(kind="exit", pool="first", hidden=8, cascade=False)
+    for site in ("output", "adapter"):
+        for reads in ("input", "task", "both"):
+            rows[f"mixture-{site}-{reads}"] = dict(kind="mixture", site=site, reads=reads)
+        rows[f"mixture-{site}-token"] = dict(
+            kind="mixture", site=site, reads="both", top=2, granularity="token"
+        )
+        rows[f"mixture-{site}-top-1"] = dict(kind="mixture", site=site, top=1)
+    rows["mixture-private"] = dict(kind="mixture", adapters=6, shared=1, private=2, noise=0.5)
+    rows["gate-output"] = dict(kind="gate", site="output", adapters=3, open=0.3)
+    rows["random-unit-output"] = dict(kind="random-unit", site="output", adapters=3)
+    rows["cluster-output"] = dict(kind="cluster", site="output", adapters=3)
     return rows
 
 
 def has_dial(spec: Spec) -> bool:
     """Does the budget say what runs: not where it is always as many."""
-    return spec["kind"] not in ("cluster", "random-unit") and "top" not in spec
+    return spec["kind"] not in ("cluster", "random-unit", "mixture") and "top" not in spec
 
 
 ROUTERS_ = table()
@@ -153,9 +164,17 @@ def routed(spec: Spec) -> PreTrainedModel:
         hidden_dropout_prob=0.0,  # in training only what routers draw may differ
         attention_probs_dropout_prob=0.0,
     )
-    tokens = spec["kind"] == "exit" and spec.get("granularity") == "token"
-    cls = hf.BertForTokenClassification if tokens else hf.BertForSequenceClassification
+    by_token = spec.get("granularity") == "token"
     torch.manual_seed(0)
+    if spec["kind"] == "mixture" or spec.get("site") == "output":
+        heads = {kind: turnout.HeadConfig(kind=kind, width=3) for kind in ("class", "tag")}
+        several = turnout.with_heads(hf.BertModel(config, add_pooling_layer=False), heads)
+        several.task = "tag" if by_token else "class"
+        turnout.install(several.eval(), [spec])
+        shake(several)
+        return several
+    tokens = spec["kind"] == "exit" and by_token
+    cls = hf.BertForTokenClassification if tokens else hf.BertForSequenceClassification
     model = turnout.install(cls(config).eval(), [spec])
     shake(model)
     return model
@@ -376,7 +395,8 @@ def test_random_routers_spend_the_budget(spec: Spec, budget: float) -> None:
 
 def dense_at_one(spec: Spec) -> bool:
     """Random routers read a budget of 1 as their own rate, and some weigh what they keep."""
-    if spec["kind"] in ("cluster", "random-unit") or spec.get("site") == "adapter" or "top" in spec:
+    adds = spec["kind"] in ("cluster", "random-unit", "mixture")
+    if adds or spec.get("site") in ("adapter", "output") or "top" in spec:
         return False
     weighs = spec.get("combine") or spec.get("modulate") or spec.get("capacity")
     return not spec["kind"].startswith("random") and not weighs
