@@ -4,8 +4,8 @@ Contenders: one frozen MiniLM with a routing layer (experts weighed by input and
 heads, trained on all tasks at once; the same with heads alone; six full fine-tunings, a model a
 task; six LoRA fine-tunings, an adapter a task. Time is that of one pass over texts of all tasks
 that answers 1 to 6 of them, in turns with a pass of the plain backbone with one head, and with
-passes of the first 1 to 6 of the fully fine-tuned models, one after the other. PEFT's Poly and X-LoRA
-and `adapters`' Parallel are timed beside it (peers_of_tasks.py).
+passes of the first 1 to 6 of the fully fine-tuned models, one after the other. PEFT's Poly and
+X-LoRA and `adapters`' Parallel are timed beside it (peers_of_tasks.py).
 """
 
 from __future__ import annotations

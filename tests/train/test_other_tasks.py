@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 
@@ -12,6 +13,7 @@ from turnout import UserError
 from turnout.measure.run import measure
 from turnout.predict import predict
 from turnout.recipe import load
+from turnout.tasks.labels import LabelsConfig, LabelsTask
 from turnout.train.pipeline import train
 
 RECIPE = """\
@@ -33,7 +35,9 @@ def rows(kind: str) -> list[dict[str, object]]:
         if kind == "labels":
             found.append({"text": text, "label": names})
         elif kind == "number":
-            found.append({"text": text, "label": len(names) + 0.5 * ("bad" in names)})
+            found.append(
+                {"text": text, "label": 1000 + 300 * (len(names) + 0.5 * ("bad" in names))}
+            )
         else:
             context = f"the film and {good} story"
             found.append({"question": "the story", "context": context, "answer": good})
@@ -61,7 +65,7 @@ def test_it_runs_from_recipe_to_answer(kind: str, tmp_path: Path) -> None:
         ]  # type: ignore[call-overload]
     elif kind == "number":
         right = [
-            abs(f["prediction"] - r["label"]) < 0.4 for f, r in zip(found, rows(kind), strict=True)
+            abs(f["prediction"] - r["label"]) < 120 for f, r in zip(found, rows(kind), strict=True)
         ]  # type: ignore[operator]
     else:
         right = [f["prediction"] == r["answer"] for f, r in zip(found, rows(kind), strict=True)]
@@ -74,3 +78,19 @@ def test_pairs_are_learned_among_tasks(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("KIND", "ranking"))
     with pytest.raises(UserError, match="learns from pairs: write it as one of `tasks`"):
         train(load(tmp_path / "recipe.yaml"), tmp_path / "run", say=str, progress=False)
+
+
+def test_probabilities_of_labels_come_back_as_logits() -> None:
+    task = LabelsTask(LabelsConfig(train="x"), ["good", "bad"])
+    logits = np.array([[-3.0, 0.2], [4.0, -0.1]])
+    again = task.logits_of(task.probabilities(logits))  # type: ignore[arg-type]
+    np.testing.assert_allclose(again, logits, rtol=1e-6)
+    assert (task.predictions(again) == task.predictions(logits)).all()
+
+
+def test_a_single_label_is_reported() -> None:
+    task = LabelsTask(LabelsConfig(train="x"), ["good"])
+    report = task.report(np.array([[1], [1], [0]]), np.array([[1], [0], [0]]))
+    assert (
+        report["classes"]["good"]["precision"] == 0.5 and report["classes"]["good"]["support"] == 1
+    )

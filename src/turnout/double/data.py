@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from turnout.double.answers import score
 from turnout.double.config import TasksTrainConfig
@@ -32,7 +33,8 @@ def asking(model: TasksModel, task: str) -> Iterator[None]:
 @dataclass(frozen=True, eq=False)
 class TasksData:
     """each: encoded rows by task. batch_size and the rest: see ``Batches``. tasks: of the model, in
-    its order; None = those of ``each``. Raises UserError for tasks with different tokenizers."""
+    its order; None = those of ``each``. states: by task, what a frozen backbone has made of its
+    training rows (see double/frozen.py). Raises UserError for tasks with different tokenizers."""
 
     each: Mapping[str, Data]
     batch_size: int
@@ -40,6 +42,7 @@ class TasksData:
     temperature: float = 2.0
     seed: int = 0
     tasks: Sequence[str] | None = None
+    states: Mapping[str, Sequence[torch.Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -73,7 +76,7 @@ class TasksData:
     def rows(self) -> Batches:
         """Training batches."""
         return Batches(
-            {name: listed(data.train) for name, data in self.each.items()},
+            {name: self._rows_of(name) for name in self.each},
             self.batch_size,
             sampling=self.sampling,
             temperature=self.temperature,
@@ -81,6 +84,12 @@ class TasksData:
             together={name: data.task.together for name, data in self.each.items()},
             vary={name: data.task.vary for name, data in self.each.items()},
         )
+
+    def _rows_of(self, name: str) -> list[dict[str, Any]]:
+        rows, states = listed(self.each[name].train), self.states.get(name)
+        if states is None:
+            return rows
+        return [{**row, "states": state} for row, state in zip(rows, states, strict=True)]
 
     @property
     def validation(self) -> Batches:
@@ -91,7 +100,10 @@ class TasksData:
     def collate(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
         """One batch of one task as tensors, with ``task_ids``."""
         ((place, rows),) = items
+        states = [row.pop("states") for row in rows if "states" in row]
         batch = list(self.each.values())[place].collate(rows)
+        if states:
+            batch["states"] = pad_sequence(states, batch_first=True)
         return {**batch, "task_ids": torch.full((len(rows),), self._number(place))}
 
     def _number(self, place: int) -> int:

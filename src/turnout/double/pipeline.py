@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import set_seed
 from turnout.double.bare import bare
 from turnout.double.config import APART, PROMPTS, TasksTrainConfig
 from turnout.double.data import TasksData
+from turnout.double.frozen import is_fixed, states_of
 from turnout.double.prepare import calibrate_tasks, check_routers, prepare_tasks
 from turnout.double.recipe import TasksRecipe
 from turnout.double.run import TasksRun, is_tasks_run, open_tasks_run, start_tasks_run
@@ -27,8 +29,9 @@ from turnout.tasks import TASKS, NERConfig, WordsTask
 from turnout.tasks.base import Task
 from turnout.tasks.casing import CASES, cased
 from turnout.train.data import Data, encode
-from turnout.train.fit import check_one_process, fit
+from turnout.train.fit import check_one_process, fit, set_dropout
 from turnout.train.host import open_backbone, open_language_model
+from turnout.train.precision import moved
 from turnout.train.saving import save
 
 Say = Callable[[str], None]
@@ -160,8 +163,15 @@ def fit_tasks(
     plain = config.plain().model_copy(update={"batch_size": 1})
     callbacks = []
     held: Any = learns or (lambda host: hold(host, config, bridge_frozen))
+    held(model)
+    set_dropout(model, config.dropout, None)
+    if is_fixed(model):
+        moved(model)
+        states = states_of(model, data)
+        mixed = replace(mixed, states=states)
+        if states:
+            say(f"  frozen backbone: {sum(map(len, states.values())):,} rows are read once")
     if learns is None and config.strategy == "discriminative" and config.unfreeze > 0:
-        hold(model, config)
         callbacks.append(Unfreezing(model, config.unfreeze))
     trainer: Any = fit(
         model,

@@ -80,18 +80,24 @@ class TasksModel(PreTrainedModel):
         tasks: Sequence[str] | None = None,
         labels: Tensor | None = None,
         case_ids: Tensor | None = None,
+        states: Tensor | None = None,
         **kwargs: Any,
     ) -> TasksOutput:
         """task_ids: the task of each text, (B,), as a place in ``tasks``. tasks: every text asks
         for all of these. Neither = all ask for ``task``. labels: of one task; a head of words is
-        then read where there are labels only (see ``WordsHead``). case_ids: how each
-        token's word is written, (B, T) (see tasks/casing.py). Raises UserError where nothing is
-        asked for, for an unknown task, and for labels of several."""
+        then read where there are labels only (see ``WordsHead``). case_ids: how each token's word
+        is written, (B, T) (see tasks/casing.py). states: what ``read`` has made of these texts
+        before, (B, T, D), or (B, 1, D) as ``pooled`` gives it; the backbone is not run then. Raises
+        UserError where nothing is asked for, for an unknown task, and for labels of several."""
         asked = self._asked(task_ids, tasks)
         if labels is not None and (len(asked) > 1 or tasks is not None):
             raise UserError("labels are of one task, which task_ids or model.task name")
-        kwargs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
-        state_BTD = self._states(kwargs, case_ids)
+        if states is None:
+            state_BTD = self.read(input_ids, attention_mask, case_ids, **kwargs)
+        else:
+            state_BTD = states
+            if attention_mask is not None and states.shape[1] != attention_mask.shape[1]:
+                attention_mask = None  # one state a text
         if self.bridge is not None:
             state_BTD = self.bridge(state_BTD, attention_mask)
         answers = dict(self._answers(state_BTD, attention_mask, asked, labels))
@@ -101,9 +107,16 @@ class TasksModel(PreTrainedModel):
         head: Any = self.heads[name]
         return TasksOutput(None if labels is None else head.loss(logits, labels), logits)
 
-    def _states(self, inputs: dict[str, Any], case_ids: Tensor | None) -> Tensor:
+    def read(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        case_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         """What the backbone makes of the texts, (B, T, D), with what is added to their words and
         the prompt before them, if any."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
         cased = self.case is not None and case_ids is not None
         if self.prompt is None and not cased:
             return self.backbone(**inputs)[0]

@@ -103,6 +103,11 @@ class Task(ABC, Generic[C]):
         """Features, one row a row: input_ids, attention_mask, token_type_ids (if the tokenizer has
         them) and labels. Raw columns are dropped. In memory only: no cache files."""
 
+    @property
+    def fixed(self) -> bool:
+        """Are training rows the same in every epoch."""
+        return True
+
     def vary(self, row: dict[str, Any], epoch: int) -> dict[str, Any]:
         """An encoded training row as it is seen in an epoch of several tasks."""
         return row

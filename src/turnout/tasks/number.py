@@ -22,7 +22,8 @@ class NumberConfig(TextConfig):
 
 
 class NumberTask(TextTask[NumberConfig]):
-    """`labels` holds one name: that of the column."""
+    """`labels` holds the name of the column, and mean and spread of its numbers in training: heads
+    learn numbers of mean 0 and spread 1, whatever their unit is."""
 
     headline = "pearson"
     model_class = TasksModel
@@ -40,9 +41,9 @@ class NumberTask(TextTask[NumberConfig]):
                 raise UserError(f"{table.at(row)}: {name!r} is {value!r}; expected a number")
             values.append(number)
         if not self.labels:
-            self.labels = [name]
             if len(set(values)) < 2:
                 raise UserError(f"{source}: every row has the number {values[0]}")
+            self.labels = [name, repr(float(np.mean(values))), repr(float(np.std(values)))]
         table.columns[name] = values
         return table.dataset()
 
@@ -50,8 +51,14 @@ class NumberTask(TextTask[NumberConfig]):
     def head(self) -> HeadConfig:
         return HeadConfig(kind="number", width=1)
 
+    @property
+    def _unit(self) -> tuple[float, float]:
+        """Mean and spread."""
+        return float(self.labels[1]), float(self.labels[2])
+
     def _label_ids(self, values: list[Any]) -> list[float]:
-        return [float(value) for value in values]
+        mean, spread = self._unit
+        return [(float(value) - mean) / spread for value in values]
 
     def references(self, dataset: datasets.Dataset) -> np.ndarray:
         """(examples,) numbers."""
@@ -59,7 +66,8 @@ class NumberTask(TextTask[NumberConfig]):
 
     def predictions(self, logits: Any, labels: Any = None) -> np.ndarray:
         """(B,) numbers from (B, 1)."""
-        return as_array(logits)[:, 0].astype(np.float64)
+        mean, spread = self._unit
+        return as_array(logits)[:, 0].astype(np.float64) * spread + mean
 
     def counts(self, predictions: Any, references: Any) -> np.ndarray:
         """(examples, 6): 1, x, y, x squared, y squared, x y."""

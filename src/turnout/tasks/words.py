@@ -94,6 +94,10 @@ class WordsTask(TextTask[WordsConfig]):
 
         return map_batches(dataset, batch)
 
+    @property
+    def fixed(self) -> bool:
+        return self.config.guess == "next"
+
     def vary(self, row: dict[str, Any], epoch: int) -> dict[str, Any]:
         """Other words hidden in each epoch."""
         if self.config.guess == "next":
