@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from turnout.double.answers import padded
+from turnout.double.data import asking
 from turnout.execute.batches import groups_by_length, lengths_of
 from turnout.execute.mode import evaluating
 from turnout.hosts.tasks_model import TasksModel
 from turnout.train.data import Data, listed
 from turnout.train.fit import RATES
+from turnout.train.prepare import head_input
 
 MOST = 2 * 1024**3  # bytes that may be kept
 BATCH_TOKENS = 4096
@@ -29,8 +31,8 @@ def is_fixed(model: TasksModel) -> bool:
     routing: Any = getattr(model, "turnout", None)
     inside = routing is not None and any(site.kind != "output" for site in routing.sites)
     learns = any(parameter.requires_grad for parameter in model.backbone.parameters())
-    before = model.case is not None or model.prompt is not None
-    return not (inside or learns or before or _is_random(model.backbone))
+    around = any(each is not None for each in (model.case, model.prompt, model.bridge))
+    return not (inside or learns or around or _is_random(model.backbone))
 
 
 def _is_random(backbone: nn.Module) -> bool:
@@ -43,32 +45,28 @@ def states_of(model: TasksModel, data: Mapping[str, Data]) -> dict[str, list[Ten
     """By task the states of its training rows, (T, D), or (1, D) where a head reads whole texts.
     Tasks whose rows change from epoch to epoch have none; too many to keep are none at all."""
     fixed = {name: each for name, each in data.items() if each.task.fixed}
-    whole = {name for name in fixed if not _reads_tokens(model, name)}
+    heads: Any = model.heads
+    whole = {name for name in fixed if not heads[name].config.per_token}
     numbers = sum(
         len(each.train) if name in whole else sum(map(len, each.train["input_ids"]))
         for name, each in fixed.items()
     )
     if numbers * model.config.get_text_config().hidden_size * 4 > MOST:
         return {}
-    return {name: _states(model, each, name in whole) for name, each in fixed.items()}
-
-
-def _reads_tokens(model: TasksModel, name: str) -> bool:
-    head: Any = model.heads[name]
-    return head.config.per_token or model.bridge is not None
+    return {name: _states(model, name, each, name in whole) for name, each in fixed.items()}
 
 
 @torch.no_grad()
-def _states(model: TasksModel, data: Data, whole: bool) -> list[Tensor]:
+def _states(model: TasksModel, name: str, data: Data, whole: bool) -> list[Tensor]:
     rows = listed(data.train)
     found: list[Any] = [None] * len(rows)
-    with evaluating(model):
+    with evaluating(model), asking(model, name):
         for group in groups_by_length(lengths_of(rows), BATCH_TOKENS):
             inputs = padded([rows[i] for i in group], data.tokenizer, model.device)
-            state_BTD, mask_BT = model.read(**inputs), inputs["attention_mask"]
-            if whole:
-                state_BTD = model.pooled(state_BTD, mask_BT)
-            for place, state_TD, mask_T in zip(group, state_BTD, mask_BT, strict=True):
+            state_BTD, _ = head_input(model, inputs)
+            for place, state_TD, mask_T in zip(
+                group, state_BTD, inputs["attention_mask"], strict=True
+            ):
                 own = state_TD if whole else state_TD[mask_T.bool()]
                 found[place] = own.float().cpu().clone()
     return found

@@ -264,15 +264,16 @@ def _seen(
     """The state that a router's first site looks at, and the mask of its real tokens."""
     site, routing = router.sites[0], _routing(model)
     if site.kind == "output":
-        return _read(model, inputs)
+        return head_input(model, inputs)
     hidden_BTD = run_span(model, inputs, 0, site.layer)
     flow = routing.new_flow(model, inputs)
     flow.enter(site.stack, hidden_BTD)
     return hidden_BTD, flow.mask_BT(site)
 
 
-def _read(model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """What the head of the task asked for reads, before any router changes it."""
+def head_input(model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """What the head of the task asked for reads, (B, T, D), T = 1 for whole texts, before any
+    routing layer changes it; the mask of real tokens, None = all."""
     masks: list[Tensor | None] = []
 
     def stop(reader: Any, args: tuple[Any, ...]) -> None:
@@ -287,5 +288,6 @@ def _read(model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Tensor, Tenso
         return end.hidden_BTD, None if mask_BT is None else mask_BT.bool()
     finally:
         handle.remove()
-        _routing(model).close()
+        if hasattr(model, "turnout"):
+            _routing(model).close()
     raise AssertionError("a model of tasks reads")
