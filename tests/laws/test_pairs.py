@@ -25,6 +25,7 @@ SITES: dict[str, tuple[str, ...]] = {
     "attention": ("head", "layer", "attention", "ffn", "expert", "adapter"),
     "token-attention": ("layer", "ffn"),
     "cluster": ("adapter", "expert", "head"),
+    "mixture": ("adapter",),
     "policy": ("layer", "attention", "ffn", "head", "expert", "adapter"),
     "q-learning": ("layer", "attention", "ffn"),
 }
@@ -32,6 +33,7 @@ MORE: dict[str, dict[str, Any]] = {
     "gate": {"open": 0.1},
     "exit": {"hidden": 0, "hold_first": 1},
     "token-attention": {"stack": "encoder", "keep": "top-k"},
+    "mixture": {"top": 2},
 }
 BY_TOKEN = {("gate", "ffn"), ("gate", "expert"), ("random-skip", "attention")}
 

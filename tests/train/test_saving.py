@@ -28,8 +28,11 @@ MORE = {
     "gate": [{"shape": "mlp", "shared": True, "site": "ffn", "granularity": "token"}],
     "random-jump": [{"distribution": "learned"}],
 }
+ALWAYS = {"mixture": {"site": "adapter"}}  # its home is in models of several tasks
 SPECS = [
-    {"kind": kind, **more} for kind in ROUTERS for more in [{}, *MORE.get(kind, [])]
+    {"kind": kind, **ALWAYS.get(kind, {}), **more}
+    for kind in ROUTERS
+    for more in [{}, *MORE.get(kind, [])]
 ]  # a new router is in it
 
 
