@@ -93,6 +93,29 @@ def test_a_mixed_batch_is_task_by_task(name: str, spec: dict[str, Any] | None) -
         assert not torch.equal(model_of(name)(**inputs, tasks=["mood"]).logits["mood"], alone)
 
 
+KINDS = {
+    kind: HeadConfig(kind=kind, width=width)  # type: ignore[arg-type]
+    for kind, width in {
+        **{"class": 3, "labels": 4, "number": 1, "tag": 5, "span": 2, "vector": 8, "words": 1}
+    }.items()
+}
+
+
+@pytest.mark.parametrize("ids", [[6, 5, 4, 3, 2, 1], [0, 3, 0, 6, 3, 0]])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_a_mixed_batch_holds_tasks_of_every_kind(name: str, ids: list[int]) -> None:
+    model = model_of(name, KINDS)
+    turnout.install(model, {"kind": "mixture", "reads": "both", "top": 2, "granularity": "token"})
+    with torch.no_grad():
+        model.turnout.units["output"].scale.fill_(0.5)  # type: ignore[union-attr, index]
+        mixed = model(**batch(), task_ids=torch.tensor(ids)).logits
+        assert set(mixed) == {model.tasks[place] for place in ids}
+        for task, found in mixed.items():
+            alone = model(**batch(), tasks=[task]).logits[task]
+            expected = alone[torch.tensor(ids) == model.tasks.index(task)]
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_trace_holds_what_every_task_asked_for() -> None:
     model = routed("bert", {"reads": "both", "granularity": "token", "top": 1})
     inputs = batch()
