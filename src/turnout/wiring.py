@@ -190,8 +190,9 @@ def attach_output(model: PreTrainedModel, routing: Routing, width: int) -> None:
         return
     bank = output_bank(routing.config_of(site), width)
     routing.units["output"] = bank.to(next(model.parameters()).device)
-    swap(model.reader, RoutedReader)
-    model.reader.__dict__["_turnout_output"] = OutputHandle(routing, site, bank)
+    reader: Any = model.reader
+    swap(reader, RoutedReader)
+    reader.__dict__["_turnout_output"] = OutputHandle(routing, site, bank)
 
 
 def _attach_own_experts(view: BlockView, handle: BlockHandle) -> None:

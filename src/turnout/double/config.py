@@ -14,7 +14,7 @@ Strategy = Literal[
 ]
 PROMPTS: frozenset[Strategy] = frozenset({"prompt", "p-tuning", "prefix"})
 APART: frozenset[Strategy] = frozenset({"lora", "discriminative"})  # leave no trace of their own
-FROZEN: frozenset[Strategy] = PROMPTS | {"head", "router", "lora"}
+FROZEN: frozenset[Strategy] = frozenset({"prompt", "p-tuning", "prefix", "head", "router", "lora"})
 
 
 class TasksTrainConfig(BaseModel):

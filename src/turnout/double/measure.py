@@ -49,7 +49,7 @@ def measure_tasks(
             order = np.random.default_rng(0).permutation(len(raw))
             raw = raw.select(np.sort(order[: config.max_examples]))
         encoded = task.encode(raw, tokenizer)
-        rows = listed(encoded)
+        rows: list[Row] = list(listed(encoded))
         texts.append(rows)
         logits = answers(model, rows, tokenizer, [name], config.batch_tokens)[name]
         predictions, gold = predictions_of(task, encoded, logits), task.references(raw)
@@ -72,7 +72,8 @@ def measure_tasks(
         )
     mixed = [row for each in zip_longest(*texts) for row in each if row is not None]
     notes += unused(found)
-    backbone = sum(p.numel() for p in model.backbone.parameters())
+    inside: Any = model.backbone
+    backbone = sum(p.numel() for p in inside.parameters())
     whole = sum(p.numel() for p in model.parameters())
     timed = [name for name, task in tasks.items() if task.head.kind != "words"]
     if len(timed) < len(tasks):

@@ -76,8 +76,9 @@ def train_tasks(
 
 def set_dial(model: TasksModel, data: Mapping[str, Data], recipe: TasksRecipe) -> None:
     """The budget that the recipe asks for, and the thresholds that meet it."""
-    if hasattr(model, "turnout"):
-        model.turnout.budget = recipe.train.budget
+    routing: Any = getattr(model, "turnout", None)
+    if routing is not None:
+        routing.budget = recipe.train.budget
         calibrate_tasks(model, data, recipe.measure.batch_tokens)
 
 

@@ -51,9 +51,10 @@ def predict_tasks(
     chosen = {name: every[name] for name in tasks or every}
     model, tokenizer = moved(opened.load(), device), opened.tokenizer()
     if budget is not None:
-        if not hasattr(model, "turnout"):
+        routing: Any = getattr(model, "turnout", None)
+        if routing is None:
             raise UserError(f"{run} has no routers: there is no budget to set")
-        model.turnout.budget = budget
+        routing.budget = budget
     with as_file(source) as file:
         raw = {name: task.read(file) for name, task in chosen.items()}
     encoded = {name: task.encode(raw[name], tokenizer) for name, task in chosen.items()}

@@ -21,7 +21,7 @@ from turnout.double.trainer import TasksTrainer
 from turnout.errors import UserError
 from turnout.files import make_folder, write_json, write_text
 from turnout.objectives import ObjectivesConfig
-from turnout.train.data import Data, encode, with_teacher
+from turnout.train.data import Data, encode
 from turnout.train.fit import arguments_of, check_one_process, set_dropout
 
 FIXED = {"precision", "evaluate_every", "patience", "seed"}  # of the search, not of a trial
@@ -179,8 +179,12 @@ def search(
     done = len([trial for trial in study.trials if trial.state.is_finished()])
     if done < trials:
         trainer = _trainer(recipe, data, out)
+
+        def suggested(trial: Any) -> dict[str, Any]:
+            return {name: each.suggest(trial, name) for name, each in space.items()}
+
         trainer.hyperparameter_search(
-            hp_space=lambda trial: {n: each.suggest(trial, n) for n, each in space.items()},
+            hp_space=suggested,
             compute_objective=lambda metrics: metrics["eval_score"],
             n_trials=trials - done,
             direction="maximize",
@@ -227,7 +231,7 @@ def _trainer(recipe: TasksRecipe, data: Mapping[str, Data], out: Path) -> Search
         args=arguments,
         train_dataset=mixed.rows(),
         eval_dataset=mixed.validation,
-        data_collator=with_teacher(mixed.collate),
+        data_collator=mixed.collate,
         processing_class=mixed.tokenizer,
         train_config=plain,
         weights=ObjectivesConfig(),

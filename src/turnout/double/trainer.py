@@ -63,4 +63,5 @@ class TasksTrainer(RoutedTrainer):
         return self._scales.get(id(model.get_parameter(name)), 1.0) * super().rate_of(name)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return BatchOrder(self.train_dataset if train_dataset is None else train_dataset)
+        batches: Any = self.train_dataset if train_dataset is None else train_dataset
+        return BatchOrder(batches)

@@ -292,7 +292,8 @@ def with_heads(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = TasksModel(config, backbone)
-    return model.to(next(backbone.parameters()).device)
+    whole: Any = model
+    return whole.to(next(backbone.parameters()).device)
 
 
 def check_name(name: str) -> None:

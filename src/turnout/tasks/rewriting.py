@@ -121,7 +121,9 @@ class RewritingTask(TextTask[RewritingConfig]):
     def report(self, predictions: Any, references: Any) -> dict[str, Any]:
         """The score and how it was counted (sacreBLEU's signature); length of answers by that of
         references."""
-        found = {self.headline: self.score(self.counts(predictions, references).sum(0))}
+        found: dict[str, Any] = {
+            self.headline: self.score(self.counts(predictions, references).sum(0))
+        }
         if self.config.metric == "bleu":
             bleu: Any = _bleu()
             whole = bleu.corpus_score(list(predictions), [list(references)])

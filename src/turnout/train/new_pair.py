@@ -59,16 +59,18 @@ def new_pair(page: NewPair, out: str | Path) -> Path:
 
 
 def _joined(encoder: str, decoder: str, seed: int) -> EncoderDecoderModel:
-    open_config(encoder), open_config(decoder)  # a clear error for what is not there
+    for name in (encoder, decoder):
+        open_config(name)  # a clear error for what is not there
     with torch.random.fork_rng(devices=[]), quiet_loading():
         torch.manual_seed(seed)
         try:
-            return EncoderDecoderModel.from_encoder_decoder_pretrained(
+            made: Any = EncoderDecoderModel.from_encoder_decoder_pretrained(
                 locate(encoder),
                 locate(decoder),
                 encoder_dtype=torch.float32,
                 decoder_dtype=torch.float32,
             )
+            return made
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{encoder} and {decoder} make no encoder-decoder: {first_line(error)}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch.nn import functional as F
@@ -23,7 +23,10 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def moved(model: PreTrainedModel, device: str | None = None) -> PreTrainedModel:
+M = TypeVar("M", bound=PreTrainedModel)
+
+
+def moved(model: M, device: str | None = None) -> M:
     """The model on this device, or on the best one. Raises UserError for one that isn't there."""
     try:
         return model.to(device or best_device())  # type: ignore[arg-type]

@@ -84,11 +84,9 @@ class Head(nn.Module):
         if kind == "tag":
             return distill(logits, teacher, keep)
         outside = torch.zeros_like(logits[..., 0], dtype=torch.bool) if keep is None else ~keep
-        ends = [
-            distill(*(each[..., end].masked_fill(outside, -1e4) for each in (logits, teacher)))
-            for end in (0, 1)
-        ]
-        return torch.stack(ends).mean()
+        inside = [each.masked_fill(outside[..., None], -1e4) for each in (logits, teacher)]
+        ends = zip(*(each.unbind(-1) for each in inside), strict=True)
+        return torch.stack([distill(own, taught) for own, taught in ends]).mean()
 
 
 class InnerHeads(nn.Module):
