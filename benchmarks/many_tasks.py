@@ -148,7 +148,8 @@ def stored(rows: list[Row], name: str, seed: int) -> float:
     here = [row for row in here if "task" in row]
     if name in JOINT:
         return here[0]["parameters"] / 1e6
-    return (here[0]["backbone"] + sum(row["trained"] for row in here)) / 1e6
+    frozen = here[0]["backbone"] if name == "lora" else here[0]["parameters"] - here[0]["trained"]
+    return (frozen + sum(row["trained"] for row in here)) / 1e6
 
 
 def verdict(rows: list[Row]) -> dict[str, Row]:

@@ -20,11 +20,11 @@ import torch
 from common import Row
 from frontier_claim import WORK
 from peft import LoraConfig, PolyConfig, XLoraConfig, get_peft_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel
 
 from turnout.errors import first_line
-from turnout.files import write_json
+from turnout.files import atomic_dir, make_folder, write_json
 from turnout.measure.stats import ratio_interval
 from turnout.measure.timing import interleaved
 
@@ -42,13 +42,19 @@ def peers(folder: str, texts: list[list[str]], batches: Batches, repeats: int) -
 def _peft(folder: str, batches: Batches, repeats: int) -> list[Row]:
     plain: Any = AutoModel.from_pretrained(folder).eval()
     fields = {"r": 8, "n_tasks": 6, "n_skills": 6, "target_modules": TARGETS}
-    poly: Any = get_peft_model(deepcopy(plain), PolyConfig(**fields)).eval()
     arms: dict[str, Callable[[], None]] = {"plain": _passes(plain, batches)}
+    rows: list[Row] = []
+    # a whole PeftModel passes by the tuner's own forward, which is told the tasks
+    poly: Any = get_peft_model(deepcopy(plain), PolyConfig(**fields)).base_model.eval()
     for count in range(1, 7):
         arms[f"PEFT Poly {count}"] = _passes(poly, batches, count)
-    arms["PEFT X-LoRA 6"] = _passes(_xlora(folder), batches)
+    try:
+        arms["PEFT X-LoRA 6"] = _passes(_xlora(folder), batches)
+        arms["PEFT X-LoRA 6"]()
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        del arms["PEFT X-LoRA 6"]
+        rows.append({"contender": "PEFT X-LoRA", "note": first_line(error)})
     seconds = interleaved(arms, repeats)
-    rows: list[Row] = []
     for name in arms:
         if name != "plain":
             ratio = ratio_interval(seconds[name], seconds["plain"])
@@ -73,19 +79,33 @@ def _passes(model: Any, batches: Batches, tasks: int = 0) -> Callable[[], None]:
     return once
 
 
+class Held(nn.Module):
+    """A backbone under the name `model`, where X-LoRA looks for it in what it loads."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.model: Any = AutoModel.from_pretrained(folder)
+        self.config = self.model.config
+        self.config.use_cache = False
+
+    def forward(self, **inputs: Any) -> Any:
+        """The backbone's."""
+        return self.model(**inputs)
+
+
 def _xlora(folder: str) -> Any:
     """Six LoRA adapters and what mixes them."""
     places = {}
+    make_folder(WORK / "xlora")
     for number in range(6):
         place = WORK / "xlora" / str(number)
         if not place.is_dir():
-            model = get_peft_model(
-                AutoModel.from_pretrained(folder), LoraConfig(r=8, target_modules=TARGETS)
-            )
-            model.save_pretrained(place)
+            held: Any = Held(folder)
+            model = get_peft_model(held, LoraConfig(r=8, target_modules=TARGETS))
+            with atomic_dir(place) as temp:
+                model.save_pretrained(str(temp))
         places[str(number)] = str(place)
-    host: Any = AutoModel.from_pretrained(folder)
-    host.config.use_cache = False
+    host: Any = Held(folder)
     config = XLoraConfig(hidden_size=host.config.hidden_size, adapters=places, xlora_depth=1)
     return get_peft_model(host, config).eval()
 

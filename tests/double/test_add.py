@@ -81,3 +81,19 @@ def test_a_page_names_one_task(tmp_path: Path) -> None:
     page.write_text("tasks:\n  ann: {kind: classification, trian: late.csv}\n")
     with pytest.raises(UserError, match=r"late\.yaml:2: tasks\.ann\.trian: unknown field"):
         task_page(page)
+
+
+def test_the_dial_stays_as_it_was(tmp_path: Path) -> None:
+    save_recipe(tmp_path)
+    routers = "routers=[{kind: gate, site: layer}, {kind: mixture, reads: both}]"
+    run = train(tmp_path, "run", routers, "train.budget=0.5", "train.epochs=2")
+    made = add_task(run.path, "ann", late(tmp_path), tmp_path / "more", say=str, progress=False)
+    before, after = run.load(), made.load()
+    levels = [model.turnout.all_routers()[0].levels for model in (before, after)]
+    assert levels[0] == levels[1] and len(levels[0]) > 1
+    assert before.turnout.budget == after.turnout.budget == 0.5
+    ids = torch.tensor([[2, 5, 9, 3], [2, 11, 8, 3]])
+    with torch.no_grad():
+        for task in ("mood", "names"):
+            ours, theirs = (m(input_ids=ids, tasks=[task]).logits[task] for m in (before, after))
+            assert torch.equal(ours, theirs)

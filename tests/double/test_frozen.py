@@ -37,14 +37,14 @@ def test_the_same_is_learned_without_reading_again(
     save_recipe(tmp_path)
     with monkeypatch.context() as patch:
         calls = calls_of(patch)
-        kept = train(tmp_path, "kept", *HOW).load().state_dict()
+        kept = train(tmp_path, "kept", *HOW, "train.max_steps=3").load().state_dict()
         assert calls and not any(calls)
     monkeypatch.setattr(pipeline, "is_fixed", lambda model: False)
     calls = calls_of(monkeypatch)
-    plain = train(tmp_path, "plain", *HOW).load().state_dict()
-    assert sum(calls) > 10
+    plain = train(tmp_path, "plain", *HOW, "train.max_steps=3").load().state_dict()
+    assert sum(calls) >= 3
     for name, value in plain.items():
-        torch.testing.assert_close(kept[name], value, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(kept[name], value, rtol=1e-2, atol=1e-3)
 
 
 def test_a_stopped_training_goes_on_exactly(tmp_path: Path) -> None:
@@ -85,4 +85,5 @@ def test_what_may_change_is_read_again(change: list[str], fixed: bool, tmp_path:
 def test_too_many_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("turnout.double.frozen.MOST", 100)
     save_recipe(tmp_path)
-    assert train(tmp_path, "run", *HOW).model.is_dir()
+    calls = calls_of(monkeypatch)
+    assert train(tmp_path, "run", *HOW).model.is_dir() and sum(calls) > 10

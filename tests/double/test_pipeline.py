@@ -351,9 +351,10 @@ def test_words_that_would_be_seen_are_not_to_be_guessed(tmp_path: Path) -> None:
         load(alone)
 
 
-def test_the_budget_of_a_recipe_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", ["", ", {kind: mixture}"], ids=["alone", "beside mixture"])
+def test_the_budget_of_a_recipe_is_kept(more: str, tmp_path: Path) -> None:
     save_recipe(tmp_path)
-    routers = "routers=[{kind: gate, site: layer, granularity: sequence}, {kind: mixture}]"
+    routers = f"routers=[{{kind: gate, site: layer, granularity: sequence}}{more}]"
     run = train(tmp_path, "run", routers, "train.budget=0.5", "train.epochs=2")
     model = run.load()
     assert model.turnout.budget == 0.5
@@ -388,6 +389,10 @@ def test_labels_that_changed_under_a_training_are_told(tmp_path: Path) -> None:
     [
         ('routers=[{"kind": "policy", "imitate": 8}]', "imitate: its search is for recipes of one"),
         ('routers=[{"kind": "cluster", "most": 4}]', "give their number as adapters"),
+        (
+            'routers=[{"kind": "policy"}]|tasks.names={"kind": "number", "train": "train.csv"}',
+            r"right and wrong answers, and task 'names' \(number\) has none",
+        ),
     ],
 )
 def test_what_needs_the_rows_of_one_task_is_refused(
@@ -395,7 +400,7 @@ def test_what_needs_the_rows_of_one_task_is_refused(
 ) -> None:
     save_recipe(tmp_path)
     with pytest.raises(UserError, match=message):
-        train(tmp_path, "run", change)
+        train(tmp_path, "run", *change.split("|"))
     assert not (tmp_path / "run").exists()
 
 
@@ -429,3 +434,14 @@ def test_tasks_with_different_tokenizers_are_refused(tmp_path: Path) -> None:
     }
     with pytest.raises(UserError, match="'mood' and 'names' have tokenizers of other words"):
         TasksData.of(data, recipe.train)
+
+
+def test_a_file_that_tasks_read_otherwise_is_refused(tmp_path: Path) -> None:
+    save_recipe(tmp_path)
+    run = train(tmp_path, "run", "train.epochs=1")
+    (tmp_path / "ask.tsv").write_text("text\tmore\nthe film was fine\t1\na story\t2\n")
+    both = [json.loads(line) for line in predict_tasks(run.path, str(tmp_path / "ask.tsv"))]
+    assert [line["names"]["tokens"] for line in both] == [
+        ["the", "film", "was", "fine"],
+        ["a", "story"],
+    ]

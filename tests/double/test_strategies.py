@@ -190,3 +190,22 @@ def test_an_inner_loss_is_that_of_its_own_head(tmp_path: Path) -> None:
     states.close()
     model(input_ids=ids, attention_mask=mask, tasks=["mood"])
     assert states.states == {}
+
+
+@pytest.mark.parametrize("strategy", ["prompt", "p-tuning"])
+def test_routers_inside_know_the_prompt_from_padding(strategy: str, tmp_path: Path) -> None:
+    routers = "routers=[{kind: gate, site: layer, open: 0.1}]"
+    how = [f"train.strategy={strategy}", routers, *MORE]
+    recipe = TasksRecipe.load(save_recipe(tmp_path), how)
+    model = pipeline.train_tasks(recipe, tmp_path / "run", say=str, progress=False).load()
+    ids = torch.tensor([[2, 5, 9, 3, 0, 0], [2, 5, 9, 11, 8, 3]])
+    mask = (ids > 0).long()
+    with torch.no_grad(), model.turnout.at(0.5):  # type: ignore[union-attr, operator]
+        with turnout.trace() as both:
+            together = model(input_ids=ids, attention_mask=mask, tasks=["mood"]).logits["mood"]
+        with turnout.trace() as one:
+            alone = model(input_ids=ids[:1, :4], tasks=["mood"]).logits["mood"]
+    torch.testing.assert_close(together[:1], alone)
+    for key, route in one.items():
+        torch.testing.assert_close(both[key].score_BTU[:1], route.score_BTU)
+    assert int(both.valid_BT("encoder")[0].sum()) == 4 + 3

@@ -63,6 +63,8 @@ def test_answers_are_found_again(tmp_path: Path) -> None:
         ("Oslo", "Rome", 0.0),
         ("很好的电影", "好电影", 2 * 3 / 8),
         ("the", "a", 1.0),
+        ("$5 million", "5 million", 1.0),
+        ("서울 시", "서울시", 0.0),
         ("the", "Rome", 0.0),
     ],
 )

@@ -54,6 +54,9 @@ def test_texts_are_cut_into_words(tmp_path: Path) -> None:
     expected = ["Ann", "'s", '"', "friends", '"', "met", "in", "the", "U.S.", "(", "or", "Rome"]
     expected += [")", ",", "didn't", "they", "?", "Yes", "-", "-", "3.5", "%", "."]
     assert cut_words(text) == expected
+    assert cut_words("हिन्दी में, cafe\u0301. It costs 3.5.") == [
+        *("हिन्दी", "में", ",", "cafe\u0301", ".", "It", "costs", "3.5", ".")
+    ]
     (tmp_path / "texts.csv").write_text('text\n"Rome, again."\n')
     assert read_words(str(tmp_path / "texts.csv"), 0) == [["Rome", ",", "again", "."]]
     (tmp_path / "texts.jsonl").write_text('{"text": "in Rome."}\n')

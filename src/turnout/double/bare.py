@@ -12,6 +12,7 @@ from torch import Tensor
 from turnout.hosts.attach import blocks_of, find_family
 from turnout.hosts.tasks_model import TasksModel
 from turnout.install import install, uninstall
+from turnout.train.saving import note_dial
 from turnout.units.experts import reorder
 
 
@@ -27,7 +28,7 @@ def bare(model: TasksModel, seed: int = 0) -> Iterator[None]:
     before = {key: value.clone() for key, value in routing.state_dict().items()}
     orders = {place: order.clone() for place, order in routing.orders.items()}
     levels = {name: router.levels for name, router in routing.routers.items()}
-    budget = routing.budget
+    budget, seed_of_routes, task = routing.budget, routing.seed, routing.task
     uninstall(model)
     yield
     for view in blocks_of(model, find_family(model)):
@@ -41,7 +42,8 @@ def bare(model: TasksModel, seed: int = 0) -> Iterator[None]:
     grown.load_state_dict({key: widened(value, after[key]) for key, value in before.items()})
     for name, router in grown.routers.items():
         router.levels = levels[name]
-    grown.budget = budget
+    grown.budget, grown.seed, grown.task = budget, seed_of_routes, task
+    note_dial(model)
 
 
 def widened(old: Tensor, new: Tensor) -> Tensor:

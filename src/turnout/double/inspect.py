@@ -13,6 +13,7 @@ from turnout.double.run import open_tasks_run
 from turnout.double.table import versions_table
 from turnout.hosts.tasks_model import TasksModel
 from turnout.inspect import facts_table, routed_tables
+from turnout.units.task_heads import NAMED
 
 
 def inspect_tasks(path: str | Path) -> Group:
@@ -41,6 +42,7 @@ def _heads(model: TasksModel, labels: dict[str, list[str]]) -> Table:
         table.add_column(column)
     for name in model.tasks:
         config: Any = model.heads[name].config
-        said = ", ".join(labels[name][:8]) + (", ..." if len(labels[name]) > 8 else "")
+        known = labels[name] if config.kind in NAMED else []
+        said = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
         table.add_row(name, str(config.kind), str(config.width), said)
     return table

@@ -20,7 +20,7 @@ from turnout.execute.routing import trace
 from turnout.hosts.tasks_model import TasksModel
 from turnout.measure import machine
 from turnout.measure.stats import bootstrap_interval
-from turnout.tasks.base import Task
+from turnout.tasks.base import IGNORED, Task
 from turnout.train.data import listed, predictions_of
 from turnout.train.precision import moved
 
@@ -101,13 +101,15 @@ def unit_use(
     routing: Any = getattr(model, "turnout", None)
     if routing is None or all(site.kind != "output" for site in routing.sites):
         return []
-    total, count = torch.zeros(()), 0.0
+    total, count, words = torch.zeros(()), 0.0, task.head.kind == "words"
     collate = task.collator(tokenizer)
     for start in range(0, len(rows), 32):
         inputs = inputs_of(model, rows[start : start + 32], collate)
         ids = torch.full((len(inputs["input_ids"]),), model.tasks.index(name), device=model.device)
+        # of a head of words nothing is asked, or it would compute a vocabulary for every token
+        nothing = torch.full_like(inputs["input_ids"], IGNORED) if words else None
         with trace() as routes:
-            model(**inputs, task_ids=ids)
+            model(**inputs, task_ids=ids, labels=nothing)
         route = routes["output"]
         valid_BT = routes.valid_BT("output").float()
         weight_BTU = route.weight_BTU.expand(*valid_BT.shape, -1)

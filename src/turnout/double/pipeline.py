@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import set_seed
 
 from turnout.double.bare import bare
 from turnout.double.config import APART, PROMPTS, TasksTrainConfig
 from turnout.double.data import TasksData
 from turnout.double.frozen import is_fixed, states_of
-from turnout.double.prepare import calibrate_tasks, check_routers, prepare_tasks
+from turnout.double.prepare import check_routers, prepare_tasks, set_dial
 from turnout.double.recipe import TasksRecipe
 from turnout.double.run import TasksRun, is_tasks_run, open_tasks_run, start_tasks_run
 from turnout.double.strategies import Unfreezing, begin, end, hold
@@ -33,6 +34,7 @@ from turnout.train.fit import check_one_process, fit, set_dropout
 from turnout.train.host import open_backbone, open_language_model
 from turnout.train.precision import moved
 from turnout.train.saving import save
+from turnout.units.task_heads import NAMED
 
 Say = Callable[[str], None]
 
@@ -50,20 +52,23 @@ def train_tasks(
         say(f"{run.path} is trained already; nothing to do")
         return start_tasks_run(out, recipe, run.labels)
     check_one_process()
-    check_routers(recipe.routers)
+    check_routers(recipe)
     tasks, raw = load_tasks(recipe, say)
     model, tokenizer = new_model(recipe, tasks)
     data = {name: encode(task, raw[name], tokenizer) for name, task in tasks.items()}
     labels = {name: task.labels for name, task in tasks.items()}
     run = start_tasks_run(out, recipe, labels)
     start = time.perf_counter()
+    moved(model)
     prepare_tasks(model, TasksData.of(data, recipe.train, model.tasks), say)
     frozen = recipe.bridge is None or recipe.bridge.frozen
     mixed = fit_tasks(model, data, recipe.train, run.checkpoints, say, progress, frozen)
     spent = time.perf_counter() - start
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     finish(model, recipe.train)
-    set_dial(model, data, recipe)
+    validations = {name: each.validation for name, each in data.items()}
+    budget, batch_tokens = recipe.train.budget, recipe.measure.batch_tokens
+    set_dial(model, validations, tokenizer, budget, batch_tokens)
     scores = mixed.scores(model)
     for name, score in scores.items():
         say(f"  {name}: {tasks[name].headline} on validation {score:.4f}")
@@ -72,14 +77,6 @@ def train_tasks(
     save(model, tokenizer, run.model)  # last: a run that has a model is whole
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return run
-
-
-def set_dial(model: TasksModel, data: Mapping[str, Data], recipe: TasksRecipe) -> None:
-    """The budget that the recipe asks for, and the thresholds that meet it."""
-    routing: Any = getattr(model, "turnout", None)
-    if routing is not None:
-        routing.budget = recipe.train.budget
-        calibrate_tasks(model, data, recipe.measure.batch_tokens)
 
 
 def load_tasks(
@@ -95,7 +92,8 @@ def load_tasks(
         except UserError as error:
             raise UserError(f"task {name!r}: {error}") from error
         sizes = ", ".join(f"{len(split):,} {key}" for key, split in raw[name].items())
-        say(f"{name}: {sizes}; {len(task.labels)} labels")
+        named = task.head.kind in NAMED if not task.generates else False
+        say(f"{name}: {sizes}" + (f"; {len(task.labels)} labels" if named else ""))
         tasks[name] = task
     return tasks, raw
 
@@ -136,7 +134,8 @@ def check_guesses(model: TasksModel, tasks: Mapping[str, Task[Any]]) -> None:
 def begin_again(model: TasksModel, config: TasksTrainConfig) -> None:
     """Add anew what a strategy trains and took off in the end, under routers that are there."""
     if config.strategy in APART:
-        with bare(model):
+        with bare(model), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
             begin(model, config)
 
 

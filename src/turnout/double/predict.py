@@ -57,6 +57,12 @@ def predict_tasks(
         routing.budget = budget
     with as_file(source) as file:
         raw = {name: task.read(file) for name, task in chosen.items()}
+    counts = {name: len(rows) for name, rows in raw.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise UserError(
+            f"{source}: the tasks do not read the same rows in it ({said}): use --tasks"
+        )
     encoded = {name: task.encode(raw[name], tokenizer) for name, task in chosen.items()}
     logits: dict[str, list[np.ndarray]] = {}
     words = [name for name, task in chosen.items() if task.head.kind == "words"]

@@ -24,7 +24,8 @@ from turnout.objectives import ObjectivesConfig
 from turnout.train.data import Data, encode
 from turnout.train.fit import arguments_of, check_one_process, set_dropout
 
-FIXED = {"precision", "evaluate_every", "patience", "seed"}  # of the search, not of a trial
+# of the search, not of a trial; or not to be written as a text
+FIXED = {"precision", "evaluate_every", "patience", "seed", "weights", "named"}
 WIDE = 10  # a range whose ends are so many times apart is searched by its logarithm
 
 
@@ -71,7 +72,7 @@ def space_of(texts: Sequence[str]) -> dict[str, Range | Choice]:
                 f"{', '.join(TasksTrainConfig.model_fields)}"
             )
         if name in FIXED:
-            raise UserError(f"{text!r}: {name} is the same for all trials; set it in the recipe")
+            raise UserError(f"{text!r}: {name} is the same for all trials: set it in the recipe")
         found[name] = _values(text, value.strip() if equals else "", _whole(name))
     if not found:
         raise UserError("name at least one field to search, as learning_rate=1e-5..1e-3")
@@ -167,7 +168,7 @@ def search(
     except ImportError:
         raise UserError("searching needs Optuna: pip install 'turnout[search]'") from None
     check_one_process()
-    check_routers(recipe.routers)
+    check_routers(recipe)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out = make_folder(Path(out))
     tasks, raw = load_tasks(recipe, say)
@@ -175,7 +176,8 @@ def search(
     data = {name: encode(task, raw[name], tokenizer) for name, task in tasks.items()}
     storage = f"sqlite:///{out / 'study.db'}"
     named = {"study_name": "turnout", "storage": storage, "load_if_exists": True}
-    study = optuna.create_study(direction="maximize", **named)
+    whole = optuna.pruners.NopPruner()  # each trial trains to its end
+    study = optuna.create_study(direction="maximize", pruner=whole, **named)
     done = len([trial for trial in study.trials if trial.state.is_finished()])
     if done < trials:
         trainer = _trainer(recipe, data, out)
@@ -190,6 +192,7 @@ def search(
             direction="maximize",
             backend="optuna",
             # what is drawn goes on, too, where a search was stopped
+            pruner=whole,
             sampler=optuna.samplers.TPESampler(seed=recipe.train.seed + done),
             **named,
         )
@@ -197,7 +200,7 @@ def search(
     table = [
         {"trial": each.number, "score": each.value, **each.params}
         for each in study.trials
-        if each.value is not None
+        if each.state == optuna.trial.TrialState.COMPLETE
     ]
     write_json(out / "trials.json", table)
     best = study.best_trial

@@ -84,6 +84,8 @@ def versions_table(run: Path) -> Table:
             f"{facts['rows']:,}",
             old,
             new,
-            "" if facts["accepted"] else f"refused: {', '.join(facts['fallen'])} fell",
+            ""
+            if facts["accepted"]
+            else f"refused: {versions.refusal(facts['fallen'], facts['margin'])}",
         )
     return shown

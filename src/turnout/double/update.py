@@ -20,8 +20,9 @@ import numpy as np
 from turnout.double.answers import score
 from turnout.double.memory import TEST, TRAIN, Memory, joined, memory, new_rows, write_rows
 from turnout.double.pipeline import begin_again, finish, fit_tasks
+from turnout.double.prepare import set_dial
 from turnout.double.run import TasksRun, open_tasks_run
-from turnout.double.versions import UPDATE, VERSIONS, current, every, use
+from turnout.double.versions import UPDATE, VERSIONS, current, every, refusal, use
 from turnout.errors import UserError
 from turnout.files import atomic_dir, make_folder, write_json
 from turnout.hosts.tasks_model import TasksModel
@@ -111,6 +112,11 @@ def update(
     frozen = opened.recipe.bridge is None or opened.recipe.bridge.frozen
     fit_tasks(model, mixed, config, checkpoints, say, progress, frozen)
     finish(model, config)
+    validations = {
+        each: task.encode(known.validations[each], tokenizer) for each, task in tasks.items()
+    }
+    batch_tokens = opened.recipe.measure.batch_tokens
+    set_dial(model, validations, tokenizer, config.budget, batch_tokens)
     after = judged()
     new_after = _score(model, name, tasks[name], fresh_test, tokenizer)
     fallen = [what for what in before if after[what] < before[what] - margin]
@@ -200,9 +206,5 @@ def _tell(found: Update, say: Say) -> None:
     if found.accepted:
         say(f"version {found.version} is in use")
         return
-    reason = (
-        f"{', '.join(found.fallen)} fell by more than {found.margin:g} on old test rows"
-        if found.fallen
-        else "it is worse on the new test rows too"
-    )
+    reason = refusal(found.fallen, found.margin)
     say(f"refused: {reason}. The version in use stays; this one is kept as version {found.version}")

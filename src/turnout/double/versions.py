@@ -51,3 +51,10 @@ def use(run: Path, version: int) -> None:
             f"{run} has no version {version}; it has {', '.join(str(each) for each in known)}"
         )
     write_json(run / CURRENT, {"version": version})
+
+
+def refusal(fallen: list[str], margin: float) -> str:
+    """Why a version was not put in use."""
+    if fallen:
+        return f"{', '.join(fallen)} fell by more than {margin:g} on old test rows"
+    return "it is worse on the new test rows"

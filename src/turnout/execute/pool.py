@@ -18,6 +18,7 @@ from turnout.execute.batches import Batches, Collate, Meter, Row, lengths_of
 from turnout.execute.mode import evaluating
 from turnout.execute.routing import Routing
 from turnout.execute.wavefront import Wavefront
+from turnout.hosts.tasks_model import TasksModel
 
 
 @dataclass
@@ -38,9 +39,13 @@ class BulkResult:
 
 
 def poolable(model: PreTrainedModel) -> bool:
-    """Can the rows of this model be pooled by depth."""
+    """Can the rows of this model be pooled by depth: packs hold words and masks alone."""
     routing: Any = getattr(model, "turnout", None)
     if not isinstance(routing, Routing) or len(routing.stacks) != 1:
+        return False
+    if isinstance(model, TasksModel) and (
+        len(model.heads) > 1 or model.prompt is not None or model.case is not None
+    ):
         return False
     stack = next(iter(routing.stacks.values()))
     routers = routing.all_routers()

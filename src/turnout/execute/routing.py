@@ -201,6 +201,8 @@ class Routing(nn.Module):
         if kind.mask_method is not None:
             base: Any = model.base_model
             mask = getattr(base, kind.mask_method)(length, mask)
+        if before := getattr(getattr(model, "prompt", None), "states", 0):  # of a prompt
+            mask = torch.cat([mask.new_ones(batch, before), mask], 1)
         if mask.shape[1] < length:
             return None
         mask = mask[:, mask.shape[1] - length :].bool()

@@ -90,9 +90,9 @@ def blocks_of(model: PreTrainedModel, family: Family) -> list[BlockView]:
             view = BlockView(stack, layer, len(modules), module, heads, groups, top)
             _check_leaves(view, type(model).__name__)
             views.append(view)
-    if not views:
+    if not views or (missing and family.whole):
         raise UserError(
-            f"{type(model).__name__} has none of the block lists of family {family.name!r}: "
+            f"{type(model).__name__} lacks block lists of family {family.name!r}: "
             f"looked for {', '.join(missing)} in {type(base).__name__}"
         )
     return views

@@ -55,6 +55,7 @@ register_family(
                 heads="decoder.num_attention_heads",
             ),
         ),
+        whole=True,
     )
 )
 

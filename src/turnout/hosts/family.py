@@ -91,10 +91,12 @@ class Stack:
 class Family:
     """A host family: which ``config.model_type`` values it serves and its stacks.
 
-    refuse: config fields with a value that this record cannot serve, and why.
+    refuse: config fields with a value that this record cannot serve, and why. whole: a model must
+    have all of the stacks (others have an encoder alone, too).
     """
 
     name: str
     model_types: tuple[str, ...]
     stacks: tuple[Stack, ...]
     refuse: tuple[tuple[str, object, str], ...] = ()
+    whole: bool = False

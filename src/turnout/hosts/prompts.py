@@ -28,7 +28,7 @@ class Prompt(nn.Module):
         self.layers = text.num_hidden_layers
         self.heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         self.width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        self.make = self._made(text.hidden_size)
+        self.make = self._made(getattr(text, "embedding_size", None) or text.hidden_size)
 
     def _made(self, hidden: int) -> nn.Module:
         if self.kind == "prompt":

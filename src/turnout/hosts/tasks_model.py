@@ -62,6 +62,11 @@ class TasksModel(PreTrainedModel):
         width = self.config.get_text_config().hidden_size
         if config.kind == "words":
             table: Any = self.get_input_embeddings()
+            if table.embedding_dim != width:
+                raise UserError(
+                    f"task {name!r}: words are guessed by the table of embeddings, and this host's "
+                    f"are {table.embedding_dim} wide where its states are {width}"
+                )
             self.heads[name] = WordsHead(config, width, table.num_embeddings)
             return
         dropout = float(getattr(self.config, "hidden_dropout_prob", 0.0) or 0.0)
@@ -238,7 +243,9 @@ def add_cases(model: TasksModel, count: int) -> None:
 
 def _cases(config: Any) -> nn.Embedding | None:
     count = getattr(config, "turnout_cases", None)
-    return None if count is None else nn.Embedding(count, config.get_text_config().hidden_size)
+    text = config.get_text_config()
+    width = getattr(text, "embedding_size", None) or text.hidden_size  # of words
+    return None if count is None else nn.Embedding(count, width)
 
 
 def add_inner(model: TasksModel, layers: int) -> None:

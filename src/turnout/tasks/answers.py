@@ -1,8 +1,8 @@
 """Where in a text the answer to a question stands; the headline is the F1 of SQuAD.
 
 Rajpurkar et al. 2016, arXiv 1606.05250, over the words of the answer's text: without punctuation,
-English articles and capitals; each Chinese, Japanese or Korean character is a word, as in MLQA
-(Lewis et al. 2020, arXiv 1910.07475).
+English articles and capitals; each Chinese or Japanese character is a word (as MLQA counts Chinese,
+Lewis et al. 2020, arXiv 1910.07475).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from string import punctuation
 from typing import Any, Literal
 
 import datasets
@@ -36,14 +37,14 @@ from turnout.tasks.table import Table, is_hub_name, read_hub, read_table
 from turnout.units.task_heads import BEGIN, BOTH, END, HeadConfig
 
 ARTICLES = frozenset({"a", "an", "the"})
-ALONE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+ALONE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
 class AnswersConfig(DataConfig):
     """`start` is the column of the answer's first character in the context (from 0); without it the
     first place where the answer stands is taken. `longest`: tokens of an answer. A context is cut
     where question and context exceed `max_length`, of which a question gets at most half; an answer
-    that is cut off cannot be found, and counts as wrong."""
+    that is cut off cannot be found there."""
 
     kind: Literal["answers"] = "answers"
     question: str = "question"
@@ -225,7 +226,9 @@ class AnswersTask(Task[AnswersConfig]):
 def words_of(text: str) -> list[str]:
     """The words that an answer is judged by."""
     spaced = ALONE.sub(r" \g<0> ", text.lower())
-    kept = "".join(c for c in spaced if not unicodedata.category(c).startswith("P"))
+    kept = "".join(
+        c for c in spaced if c not in punctuation and not unicodedata.category(c).startswith("P")
+    )
     return [word for word in kept.split() if word not in ARTICLES]
 
 

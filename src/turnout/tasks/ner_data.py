@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from turnout.tasks.table import Table, is_hub_name, read_hub, read_table
 from turnout.tasks.text import STDIN, read_lines
 
 TOKENS, TAGS, TEXT = "tokens", "tags", "text"
-EDGES = re.compile(r"(\W*)(.*?)(\W*)", re.DOTALL)
+SHORT = re.compile(r"(?:\w\.)+\w")  # what is abbreviated letter by letter
 OWN = re.compile(r"['’]s$")
 TAG_COLUMNS = ("ner_tags", "tags", "labels")
 
@@ -76,7 +77,7 @@ def read_words(path: str, token_column: int | str) -> list[list[str]]:
                 "give it the name .conll"
             )
         return [cut_words(line) for line in texts]
-    table = read_table(path) if Path(path).suffix.lower() == ".csv" else _table(path, None)
+    table = read_table(path) if _is_table(path) else _table(path, None)
     if table is None:
         return read_conll(path, _number("token_column", token_column), None).tokens
     if TEXT in table.columns and not {token_column, TOKENS} & set(table.columns):
@@ -87,13 +88,23 @@ def read_words(path: str, token_column: int | str) -> list[list[str]]:
     return _lists(table, _name(table, token_column, (TOKENS,)))
 
 
+def _is_table(path: str) -> bool:
+    """Is it a .csv, or a .tsv whose first line names a column of texts: others are CoNLL's."""
+    suffix = Path(path).suffix.lower()
+    return suffix == ".csv" or (
+        suffix == ".tsv" and TEXT in next(iter(read_lines(path)), "").split("\t")
+    )
+
+
 def cut_words(text: str) -> list[str]:
     """Words of a text: cut at blanks, punctuation at either end of a word apart, and 's. Points
     stay with what is abbreviated (U.S.)."""
     found = list[str]()
     for piece in text.split():
-        front, word, back = EDGES.fullmatch(piece).groups()  # type: ignore[union-attr]
-        if "." in word and back.startswith("."):
+        inside = [n for n, c in enumerate(piece) if unicodedata.category(c)[0] not in "PS"]
+        begin, end = (inside[0], inside[-1] + 1) if inside else (len(piece), len(piece))
+        front, word, back = piece[:begin], piece[begin:end], piece[end:]
+        if SHORT.fullmatch(word) and back.startswith("."):
             word, back = f"{word}.", back[1:]
         own = OWN.search(word)
         stem = word[: own.start()] if own and own.start() else word

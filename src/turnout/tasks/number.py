@@ -14,6 +14,8 @@ from turnout.tasks.base import as_array, plain
 from turnout.tasks.reading import TextConfig, TextTask
 from turnout.units.task_heads import HeadConfig
 
+TINY = 1e-12
+
 
 class NumberConfig(TextConfig):
     """The label column holds a number."""
@@ -77,8 +79,10 @@ class NumberTask(TextTask[NumberConfig]):
     def score(self, total: np.ndarray) -> float:
         """Pearson's r; 0 where it is negative or not defined."""
         n, x, y, xx, yy, xy = (float(value) for value in total)
-        spread = (n * xx - x * x) * (n * yy - y * y)
-        return max(0.0, (n * xy - x * y) / spread**0.5) if spread > 1e-12 else 0.0
+        spreads = n * xx - x * x, n * yy - y * y
+        if spreads[0] <= TINY * n * xx or spreads[1] <= TINY * n * yy:  # rounding, no spread
+            return 0.0
+        return max(0.0, (n * xy - x * y) / (spreads[0] * spreads[1]) ** 0.5)
 
     def report(self, predictions: Any, references: Any) -> dict[str, Any]:
         """pearson, spearman, mean absolute and root mean squared error."""

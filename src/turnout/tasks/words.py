@@ -120,7 +120,7 @@ class WordsTask(TextTask[WordsConfig]):
         draw = random.random(count)
         text[chosen[draw < HIDDEN]] = tokenizer.mask_token_id
         swapped = chosen[(draw >= HIDDEN) & (draw < SWAPPED)]
-        text[swapped] = random.integers(0, len(tokenizer), len(swapped))
+        text[swapped] = random.integers(0, tokenizer.vocab_size, len(swapped))
         return text.tolist(), labels.tolist()
 
     def _asked(self, ids: Sequence[int]) -> list[int]:

@@ -14,6 +14,7 @@ from turnout.objectives.distill import distill
 
 HeadKind = Literal["class", "labels", "number", "tag", "span", "vector", "words"]
 PER_TOKEN: frozenset[HeadKind] = frozenset({"tag", "span", "words"})
+NAMED: frozenset[HeadKind] = frozenset({"class", "labels", "tag"})  # their outputs have names
 IGNORED = -100
 BEGIN, END, BOTH = 1, 2, 3  # marks of an answer's first and last token
 
