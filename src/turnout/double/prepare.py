@@ -90,8 +90,8 @@ def set_dial(
     budget: float,
     batch_tokens: int,
 ) -> None:
-    """A budget, and the thresholds that meet it, from encoded validation rows by task; each row asks
-    for its own task."""
+    """A budget, and the thresholds that meet it, from encoded validation rows by task; each row
+    asks for its own task."""
     routing: Any = getattr(model, "turnout", None)
     if routing is None:
         return
