@@ -14,7 +14,7 @@ from turnout.tasks.table import Table, is_hub_name, read_hub, read_table
 from turnout.tasks.text import STDIN, read_lines
 
 TOKENS, TAGS, TEXT = "tokens", "tags", "text"
-SHORT = re.compile(r"(?:\w\.)+\w")  # what is abbreviated letter by letter
+SHORT = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")  # what is abbreviated letter by letter
 OWN = re.compile(r"['’]s$")
 TAG_COLUMNS = ("ner_tags", "tags", "labels")
 
