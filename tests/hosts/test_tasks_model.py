@@ -287,3 +287,21 @@ def test_one_kept_unit_weighs_its_part_of_all() -> None:
         model(**batch(), tasks=["topic"])
     weight = trace["output"].weight_BTU
     assert ((weight != 0).sum(-1) == 1).all() and (weight.sum(-1) < 1).all()
+
+
+def test_adapters_inside_are_weighed_by_the_task() -> None:
+    model = model_of("bert")
+    spec = {"kind": "mixture", "site": "adapter", "reads": "both", "adapters": 3}
+    turnout.install(model, spec)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.turnout.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    found = []
+    for place in range(2):
+        with torch.no_grad(), turnout.trace() as trace:
+            logits = model(**batch(), task_ids=torch.full((6,), place)).logits
+        found.append((trace["encoder.0.adapter"].weight_BTU, logits))
+    (one, _), (other, _) = found
+    torch.testing.assert_close(one.sum(-1), torch.ones_like(one.sum(-1)))
+    assert not torch.allclose(one, other, atol=1e-2)  # first block: the texts' states are the same
