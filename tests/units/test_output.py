@@ -31,12 +31,13 @@ def test_one_unit_is_the_plain_layer_and_adds_to_what_a_head_reads() -> None:
     heads = {"topic": turnout.HeadConfig(kind="class", width=3)}
     backbone = hf.BertModel(hf.BertConfig(**COMMON), add_pooling_layer=False)
     model = turnout.with_heads(backbone, heads).eval()
-    turnout.install(model, {"kind": "mixture", "adapters": 1})
-    bank = model.turnout.units["output"]  # type: ignore[union-attr, index]
     ids, mask = torch.randint(3, 60, (2, 5)), torch.ones(2, 5, dtype=torch.long)
     with torch.no_grad():
-        bank.scale.fill_(0.7)
         mean = model.backbone(ids, mask)[0].mean(1)
+    turnout.install(model, {"kind": "mixture", "adapters": 1})
+    bank = model.turnout.units["output"]  # type: ignore[union-attr, index]
+    with torch.no_grad():
+        bank.scale.fill_(0.7)
         read = mean + bank.change(0, mean)
         found = model(ids, mask).logits
     torch.testing.assert_close(found, model.heads["topic"].linear(read))  # type: ignore[union-attr, operator]
