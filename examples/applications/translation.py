@@ -6,22 +6,14 @@ the decoder are skipped token by token where a gate says so. Needs: pip install 
 
 from __future__ import annotations
 
-import argparse
 import gzip
-import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
 from app import save_rows
+from writer import Files, write
 
-from turnout.errors import UserError
-from turnout.files import make_folder, write_text
-from turnout.measure.run import measure
-from turnout.predict import predict
-from turnout.recipe import load
 from turnout.train.new_host import NewHost, new_host
-from turnout.train.pipeline import train
 
 SPLITS = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
 SIDES = ("encoder", "decoder")
@@ -41,7 +33,7 @@ PAGE: dict[str, Any] = {
 TRIES = ["A man in a blue shirt is standing on a ladder.", "Two children play in the snow."]
 
 
-def prepare(data: Path, out: Path) -> dict[str, str]:
+def prepare(data: Path, out: Path) -> Files:
     """Captions in English and in German, line by line."""
     found = {}
     for split, name in SPLITS.items():
@@ -55,34 +47,12 @@ def prepare(data: Path, out: Path) -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    """Data, host, training, report and first answers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path, help="folder of the public data set")
-    parser.add_argument("out", type=Path, help="folder to work in; started again, it goes on")
-    parser.add_argument("overrides", nargs="*", help="fields of the recipe, as train.epochs=1")
-    options = parser.parse_args()
-    out = options.out
-    files = prepare(options.data, make_folder(out / "data"))
-    if not (out / "host").is_dir():
-        texts = {"texts": [files["train"]], "columns": ["text", "target"], "max_length": 128}
-        page = {"family": "bart", "config": SIZES, "tokenizer": texts}
-        new_host(NewHost.model_validate(page), out / "host")
-    whole = {"model": str((out / "host").resolve()), **PAGE, "task": {**PAGE["task"], **files}}
-    write_text(out / "recipe.yaml", yaml.safe_dump(whole, sort_keys=False))
-    trained = train(load(out / "recipe.yaml", options.overrides), out / "run")
-    for arm in measure(trained, trained.recipe.measure).arms:
-        said = f"BLEU {100 * arm.quality.value:.1f}, {arm.speedup.value:.2f}x dense"
-        print(f"{arm.name}: {said}  {arm.report['signature']}")
-    write_text(out / "try.txt", "".join(f"{each}\n" for each in TRIES))
-    for line in predict(trained.path, str(out / "try.txt")):
-        print(line)
-    print(f"your own: turnout predict {trained.path} --input FILE")
+def make_host(files: Files, out: Path) -> Path:
+    """A BART of 3 + 3 layers; byte pairs of both languages."""
+    texts = {"texts": [files["train"]], "columns": ["text", "target"], "max_length": 128}
+    page = {"family": "bart", "config": SIZES, "tokenizer": texts}
+    return new_host(NewHost.model_validate(page), out)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    write(__doc__ or "", prepare, make_host, PAGE, TRIES)

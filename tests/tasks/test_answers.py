@@ -104,6 +104,8 @@ def test_the_best_span_is_in_order_and_short() -> None:
         ({"answer": "Oslo"}, r"train\.jsonl:1: the answer 'Oslo' does not stand there"),
         ({"answer": ""}, "the answer '' does not stand there"),
         ({"answer": None}, "'answer' is None; expected a text"),
+        ({"answer": []}, r"'answer' is \[\]; expected a text, or a list"),
+        ({"answer": {"text": ["Rome"], "answer_start": ["x"]}}, "start of the answer is 'x'"),
     ],
 )
 def test_mistakes_are_told_by_place(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -119,3 +121,27 @@ def test_a_start_picks_one_of_several_places(tmp_path: Path) -> None:
     assert made.references(raw)[0].span == (5, 5)
     with pytest.raises(UserError, match="does not stand there"):
         task(tmp_path, [{**row, "at": 3}], start="at").load()
+
+
+def test_squads_own_form_is_read_and_the_best_of_its_answers_counts(tmp_path: Path) -> None:
+    answers = {"text": ["witty actor in Rome", "Rome"], "answer_start": [12, 27]}
+    row = {"question": "a", "context": "Ann met the witty actor in Rome", "answers": answers}
+    made = task(tmp_path, [row, row], answer="answers")
+    raw = made.load()["validation"]
+    rows = made.encode(raw, tiny.tokenizer())
+    gold = made.references(raw)
+    first, last = gold[0].span
+    assert gold[0].between(first, last) == "witty actor in Rome" and len(rows) == 2
+    counts = made.counts([(first, last), (last, last)], gold)
+    assert counts.tolist() == [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    short = made.counts([(first, last - 1)] * 2, gold)[0]
+    assert short.tolist() == [0.0, pytest.approx(6 / 7), 1.0]
+
+
+def test_a_list_of_answers_is_one_row(tmp_path: Path) -> None:
+    row = {"question": "a", "context": "Rome and Oslo", "answer": ["Oslo", "and Oslo"]}
+    made = task(tmp_path, [row, {**row, "answer": ["Rome"]}])
+    raw = made.load()["validation"]
+    made.encode(raw, tiny.tokenizer())
+    assert [each.texts for each in made.references(raw)] == [("Oslo", "and Oslo"), ("Rome",)]
+    assert list(raw["answer"]) == ["Oslo", "Rome"] and list(raw["answer_start"]) == [9, 0]

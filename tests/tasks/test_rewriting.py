@@ -114,6 +114,12 @@ def test_bleu_is_that_of_sacrebleu() -> None:
 
 def test_rouge_is_a_mean_over_texts() -> None:
     made = task(metric="rouge")
-    counts = made.counts(["the cat sat", "a dog"], ["the cat sat", "no match"])
-    np.testing.assert_allclose(counts, [[1.0, 1.0], [0.0, 1.0]])
-    assert made.headline == "rouge_l" and made.score(counts.sum(0)) == 0.5
+    found = ["the cat sat", "a dog", "sat the cat"]
+    gold = ["the cat sat", "no match", "the cat sat"]
+    counts = made.counts(found, gold)
+    rows = [[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0], [2 / 3, 1.0, 0.5, 1.0]]
+    np.testing.assert_allclose(counts, rows)
+    assert made.headline == "rouge_l" and made.score(counts.sum(0)) == pytest.approx(5 / 9)
+    report = made.report(found, gold)
+    assert list(report) == ["rouge_l", "rouge_1", "rouge_2"]
+    assert list(report.values()) == pytest.approx([5 / 9, 2 / 3, 1 / 2])

@@ -23,7 +23,8 @@ from turnout.double.strategies import Unfreezing, begin, end, hold
 from turnout.double.trainer import TasksTrainer
 from turnout.errors import UserError
 from turnout.files import write_json
-from turnout.hosts.tasks_model import TasksModel, add_bridge, add_cases
+from turnout.hosts.additions import add_bridge, add_cases
+from turnout.hosts.tasks_model import TasksModel
 from turnout.install import install
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks import TASKS, NERConfig, WordsTask

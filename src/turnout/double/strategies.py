@@ -11,8 +11,9 @@ from transformers import TrainerCallback
 
 from turnout.double.config import FROZEN, PROMPTS, TasksTrainConfig
 from turnout.errors import UserError
+from turnout.hosts.additions import add_inner, add_prompt
 from turnout.hosts.attach import blocks_of, find_family
-from turnout.hosts.tasks_model import TasksModel, add_inner, add_prompt
+from turnout.hosts.tasks_model import TasksModel
 
 LORA = "turnout_lora"
 

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from turnout.errors import UserError
-from turnout.hosts.bridge import Bridge, bridge_of
-from turnout.hosts.prompts import Prompt, check_prefix
+from turnout.hosts.additions import empty_bridge, fresh_cases, fresh_inner, fresh_prompt
 from turnout.units.output import Reader
 from turnout.units.task_heads import Head, HeadConfig, InnerHeads, WordsHead
 
@@ -46,16 +45,16 @@ class TasksModel(PreTrainedModel):
         self.backbone = (
             AutoModel.from_config(config, **poolerless(config)) if backbone is None else backbone
         )
-        self.case = _cases(config)
-        self.prompt = _prompt(config)
-        self.bridge = _bridge(config)
+        self.case = fresh_cases(config)
+        self.prompt = fresh_prompt(config)
+        self.bridge = empty_bridge(config)
         self.reader = Reader()
         self.heads = nn.ModuleDict()
         self.inner: InnerHeads | None = None
         self.task: str | None = None
         for fields in config.turnout_heads:  # a list: keys of a config are sorted when it is saved
             self._add(fields["name"], HeadConfig(kind=fields["kind"], width=fields["width"]))
-        self.inner = _inner(config)
+        self.inner = fresh_inner(config)
         self.post_init()
 
     def _add(self, name: str, config: HeadConfig) -> None:
@@ -213,75 +212,6 @@ def poolerless(config: Any) -> dict[str, bool]:
     cls = MODEL_MAPPING[type(config)]
     known = inspect.signature(cls.__init__).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
-
-
-def add_bridge(model: TasksModel, language_model: PreTrainedModel, layers: int | None) -> None:
-    """Put the first blocks of a language model between backbone and heads; None = all."""
-    width = model.config.get_text_config().hidden_size
-    model.bridge, config = bridge_of(width, language_model, layers)
-    model.bridge.to(next(model.backbone.parameters()).device)
-    model.config.turnout_bridge = config.to_dict()
-
-
-def _bridge(config: Any) -> Bridge | None:
-    """The empty bridge that a config asks for."""
-    asked = getattr(config, "turnout_bridge", None)
-    if asked is None:
-        return None
-    made = AutoConfig.for_model(**asked)
-    return Bridge(config.get_text_config().hidden_size, made)
-
-
-def add_cases(model: TasksModel, count: int) -> None:
-    """A vector for each class of ``case_ids``, added to the embeddings of words; 0 at first."""
-    model.config.turnout_cases = count
-    made = _cases(model.config)
-    assert made is not None
-    nn.init.zeros_(made.weight)
-    model.case = made.to(next(model.backbone.parameters()).device)
-
-
-def _cases(config: Any) -> nn.Embedding | None:
-    count = getattr(config, "turnout_cases", None)
-    text = config.get_text_config()
-    width = getattr(text, "embedding_size", None) or text.hidden_size  # of words
-    return None if count is None else nn.Embedding(count, width)
-
-
-def add_inner(model: TasksModel, layers: int) -> None:
-    """Heads of the tasks at the first ``layers`` blocks, for training."""
-    model.config.turnout_inner = layers
-    made = _inner(model.config)
-    assert made is not None
-    model.inner = made.to(next(model.backbone.parameters()).device)
-
-
-def _inner(config: Any) -> InnerHeads | None:
-    layers = getattr(config, "turnout_inner", None)
-    if layers is None:
-        return None
-    heads = {
-        fields["name"]: HeadConfig(kind=fields["kind"], width=fields["width"])
-        for fields in config.turnout_heads
-    }
-    return InnerHeads(heads, config.get_text_config().hidden_size, layers)
-
-
-def add_prompt(model: TasksModel, kind: str, tokens: int) -> None:
-    """What is learned before every text. kind: ``prompt``, ``p-tuning`` or ``prefix``. Raises
-    UserError where a host cannot take a prefix."""
-    if kind == "prefix":
-        check_prefix(model.backbone)
-    model.config.turnout_prompt = {"kind": kind, "tokens": tokens}
-    made = _prompt(model.config)
-    assert made is not None
-    model.prompt = made.to(next(model.backbone.parameters()).device)
-
-
-def _prompt(config: Any) -> Prompt | None:
-    """The prompt that a config asks for."""
-    asked = getattr(config, "turnout_prompt", None)
-    return None if asked is None else Prompt(asked["kind"], asked["tokens"], config)
 
 
 def with_heads(

@@ -37,14 +37,17 @@ from turnout.tasks.table import Table, is_hub_name, read_hub, read_table
 from turnout.units.task_heads import BEGIN, BOTH, END, HeadConfig
 
 ARTICLES = frozenset({"a", "an", "the"})
+ACCEPTED = "accepted"  # column of all texts that are right
 ALONE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
 class AnswersConfig(DataConfig):
-    """`start` is the column of the answer's first character in the context (from 0); without it the
-    first place where the answer stands is taken. `longest`: tokens of an answer. A context is cut
-    where question and context exceed `max_length`, of which a question gets at most half; an answer
-    that is cut off cannot be found there."""
+    """`answer` is a text, a list of texts that are all right, or SQuAD's ``{"text": [...],
+    "answer_start": [...]}``: the first is learned, and the best match with any of them counts.
+    `start` is the column of the answer's first character in the context (from 0), or a list of
+    them; without it the first place where the answer stands is taken. `longest`: tokens of an
+    answer. A context is cut where question and context exceed `max_length`, of which a question
+    gets at most half; an answer that is cut off cannot be found there."""
 
     kind: Literal["answers"] = "answers"
     question: str = "question"
@@ -57,10 +60,10 @@ class AnswersConfig(DataConfig):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a row should give. text: of the answer. places: (first, last) character in the context
-    of each token. span: its first and last token; (-1, -1) = cut off."""
+    """What a row should give. texts: that are right. places: (first, last) character in the context
+    of each token. span: first and last token of the first text; (-1, -1) = cut off."""
 
-    text: str
+    texts: tuple[str, ...]
     context: str
     places: list[tuple[int, int]]
     span: tuple[int, int]
@@ -80,30 +83,38 @@ class AnswersTask(Task[AnswersConfig]):
     def _read_labelled(self, source: str, split: str) -> datasets.Dataset:
         config = self.config
         table = read_hub(source, split) if is_hub_name(source) else read_table(source)
-        self._check(table, [config.question, config.context, config.answer])
-        starts = []
-        for row, answer in enumerate(table.columns[config.answer]):
-            context = table.columns[config.context][row]
-            start = context.find(answer) if config.start is None else self._start(table, row)
-            if not answer.strip() or context[start : start + len(answer)] != answer or start < 0:
-                raise UserError(f"{table.at(row)}: the answer {answer!r} does not stand there")
-            starts.append(start + len(answer) - len(answer.lstrip()))
-            table.columns[config.answer][row] = answer.strip()
+        self._check(table, [config.question, config.context])
+        table.require(config.answer)
+        found = [self._answer(table, row) for row in range(len(table))]
         self.labels = ["answer"]
-        names = (config.question, config.context, config.answer)
-        columns = {name: table.columns[name] for name in names}
-        return Table(source, {**columns, "answer_start": starts}).dataset()
+        columns = {name: table.columns[name] for name in (config.question, config.context)}
+        columns[config.answer] = [texts[0] for texts, _ in found]
+        columns[ACCEPTED] = [texts for texts, _ in found]
+        columns["answer_start"] = [start for _, start in found]
+        return Table(source, columns).dataset()
 
-    def _start(self, table: Table, row: int) -> int:
-        assert self.config.start is not None
-        table.require(self.config.start)
-        value = table.columns[self.config.start][row]
-        try:
-            return int(value)
-        except (TypeError, ValueError):
+    def _answer(self, table: Table, row: int) -> tuple[list[str], int]:
+        """The texts that are right, and where the first of them begins."""
+        config = self.config
+        value, start = table.columns[config.answer][row], None
+        if isinstance(value, dict):
+            value, start = value.get("text"), value.get("answer_start")
+        if config.start is not None:
+            table.require(config.start)
+            start = table.columns[config.start][row]
+        texts = value if isinstance(value, list) else [value]
+        if not texts or not all(isinstance(text, str) for text in texts):
             raise UserError(
-                f"{table.at(row)}: {self.config.start!r} is {value!r}; expected a whole number"
-            ) from None
+                f"{table.at(row)}: {config.answer!r} is {value!r}; expected a text, or a list of "
+                "texts that are right"
+            )
+        start = start[0] if isinstance(start, list) and start else start
+        context, first = table.columns[config.context][row], texts[0]
+        begin = context.find(first) if start is None else _whole(start, table.at(row))
+        if not first.strip() or begin < 0 or context[begin : begin + len(first)] != first:
+            raise UserError(f"{table.at(row)}: the answer {first!r} does not stand there")
+        begin += len(first) - len(first.lstrip())
+        return [text.strip() for text in texts], begin
 
     def _check(self, table: Table, names: list[str]) -> None:
         table.require(*names)
@@ -175,9 +186,9 @@ class AnswersTask(Task[AnswersConfig]):
         texts = dataset[config.question], dataset[config.context]
         marks = self.encode(dataset, self._tokenizer)["labels"]
         places = self._tokens(*map(list, texts))["offset_mapping"]
-        answers = dataset[config.answer]
+        accepted = dataset[ACCEPTED]
         return [
-            Answer(answers[row], texts[1][row], places[row], _ends(np.asarray(marks[row])))
+            Answer(tuple(accepted[row]), texts[1][row], places[row], _ends(np.asarray(marks[row])))
             for row in range(len(dataset))
         ]
 
@@ -191,11 +202,13 @@ class AnswersTask(Task[AnswersConfig]):
         ]
 
     def counts(self, predictions: Any, references: Any) -> np.ndarray:
-        """(examples, 3): exact, F1 of the words, 1."""
+        """(examples, 3): exact, F1 of the words, each with the best of the right texts; 1."""
         rows = []
         for (first, last), gold in zip(predictions, references, strict=True):
-            found, wanted = words_of(gold.between(first, last)), words_of(gold.text)
-            rows.append((float(found == wanted), overlap(found, wanted), 1.0))
+            found = words_of(gold.between(first, last))
+            right = [words_of(text) for text in gold.texts]
+            best = max(overlap(found, wanted) for wanted in right)
+            rows.append((float(found in right), best, 1.0))
         return np.array(rows, dtype=np.float64).reshape(-1, 3)
 
     def score(self, total: np.ndarray) -> float:
@@ -221,6 +234,15 @@ class AnswersTask(Task[AnswersConfig]):
     def probabilities(self, logits: np.ndarray) -> np.ndarray | None:
         """None: tokens are chosen in pairs."""
         return None
+
+
+def _whole(value: Any, place: str) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{place}: the start of the answer is {value!r}; expected a whole number"
+        ) from None
 
 
 def words_of(text: str) -> list[str]:

@@ -17,12 +17,13 @@ from turnout.tasks.reading import TextConfig, TextTask
 from turnout.units.task_heads import HeadConfig
 
 BLEU_COUNTS = 10  # length of answer and reference; n-grams right and all, for 1 to 4
+ROUGES = ("rougeL", "rouge1", "rouge2")
 
 
 class RewritingConfig(TextConfig):
     """`label` is the column of the text to write. `metric`: BLEU, as sacreBLEU counts it, or the
-    mean F-measure of ROUGE-L. `prefix` is put before each text. `max_target`: tokens of an answer.
-    `beams`: of the search; 1 is greedy."""
+    mean F-measure of ROUGE-L (Lin 2004; the report has ROUGE-1 and 2 too), not stemmed. `prefix` is
+    put before each text. `max_target`: tokens of an answer. `beams`: of the search; 1 is greedy."""
 
     kind: Literal["rewriting"] = "rewriting"
     label: str = "target"
@@ -98,14 +99,14 @@ class RewritingTask(TextTask[RewritingConfig]):
         )
 
     def counts(self, predictions: Any, references: Any) -> np.ndarray:
-        """(examples, 10): what BLEU is counted from; (examples, 2) of ROUGE: F-measure, 1."""
+        """(examples, 10): what BLEU is counted from; (examples, 4) of ROUGE: F-measures of L, 1
+        and 2, then 1."""
         if self.config.metric == "rouge":
             scorer: Any = _rouge()
-            each = [
-                scorer.score(gold, found)["rougeL"].fmeasure
-                for found, gold in zip(predictions, references, strict=True)
-            ]
-            return np.stack([np.array(each), np.ones(len(each))], axis=1)
+            pairs = zip(predictions, references, strict=True)
+            each = [scorer.score(gold, found) for found, gold in pairs]
+            rows = [[*(one[name].fmeasure for name in ROUGES), 1.0] for one in each]
+            return np.array(rows, dtype=np.float64).reshape(-1, len(ROUGES) + 1)
         bleu: Any = _bleu()
         rows = bleu._extract_corpus_statistics(list(predictions), [list(references)])
         return np.array(rows, dtype=np.float64).reshape(-1, BLEU_COUNTS)
@@ -113,17 +114,18 @@ class RewritingTask(TextTask[RewritingConfig]):
     def score(self, total: np.ndarray) -> float:
         """BLEU of the corpus, or mean ROUGE-L, 0 to 1."""
         if self.config.metric == "rouge":
-            return float(total[0] / total[1])
+            return float(total[0] / total[-1])
         bleu: Any = _bleu()
         found = bleu._compute_score_from_stats([int(value) for value in total])
         return min(1.0, float(found.score) / 100)  # rounding
 
     def report(self, predictions: Any, references: Any) -> dict[str, Any]:
-        """The score and how it was counted (sacreBLEU's signature); length of answers by that of
-        references."""
-        found: dict[str, Any] = {
-            self.headline: self.score(self.counts(predictions, references).sum(0))
-        }
+        """The score and how it was counted (sacreBLEU's signature), length of answers by that of
+        references; or ROUGE-L, 1 and 2."""
+        total = self.counts(predictions, references).sum(0)
+        found: dict[str, Any] = {self.headline: self.score(total)}
+        if self.config.metric == "rouge":
+            found["rouge_1"], found["rouge_2"] = total[1:3] / total[-1]
         if self.config.metric == "bleu":
             bleu: Any = _bleu()
             whole = bleu.corpus_score(list(predictions), [list(references)])
@@ -155,4 +157,4 @@ def _rouge() -> Any:
         from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-not-found]
     except ImportError:
         raise UserError("metric: rouge needs rouge-score: pip install 'turnout[text]'") from None
-    return RougeScorer(["rougeL"], use_stemmer=False)
+    return RougeScorer(list(ROUGES), use_stemmer=False)
