@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import t
 
 from turnout.allocator import keep
 from turnout.errors import UserError
@@ -98,6 +100,17 @@ def goal(value: float, at_most: float | None = None, at_least: float | None = No
         return {"value": value, "goal": f"<= {at_most:g}", "met": bool(value <= at_most)}
     assert at_least is not None
     return {"value": value, "goal": f">= {at_least:g}", "met": bool(value >= at_least)}
+
+
+def spread(values: Sequence[float]) -> Row:
+    """Of one figure over seeds: the least and the largest, and the 95 % interval of the mean
+    (Student's t; null for a single seed)."""
+    found: Row = {"low": min(values), "high": max(values), "interval": None}
+    if len(values) > 1:
+        error = statistics.stdev(values) / len(values) ** 0.5
+        reach, mean = error * float(t.ppf(0.975, len(values) - 1)), statistics.fmean(values)
+        found["interval"] = [mean - reach, mean + reach]
+    return found
 
 
 def main(run: Callable[[], None]) -> None:

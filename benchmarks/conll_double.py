@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from common import Benchmark, Row, goal, main
+from common import Benchmark, Row, goal, main, spread
 from datasets_here import conll2003
 from frontier_claim import WORK, named
 from gemma import gemma_folder
@@ -134,7 +134,7 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
     for name in dict.fromkeys(row["contender"] for row in rows):
         entry = goal(statistics.fmean(values(name, micro)), at_least=DESCRIBED["micro avg"])
         each = values(name, micro)
-        entry["over_seeds"] = {"low": min(each), "high": max(each)}
+        entry["over_seeds"] = spread(each)
         entries[f"micro average of {name}"] = entry
     known = {row["contender"] for row in rows}
     for what, against in (
@@ -148,7 +148,7 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
             pairs = zip(values(one, against), values(other, against), strict=True)
             gains = [first - second for first, second in pairs]
             entry = goal(statistics.fmean(gains), at_least=0)
-            entry["over_seeds"] = {"low": min(gains), "high": max(gains)}
+            entry["over_seeds"] = spread(gains)
             entries[f"{what}: {one} minus {other}"] = entry
     return entries
 

@@ -14,7 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from common import Benchmark, Row, goal, main
+from common import Benchmark, Row, goal, main, spread
 from frontier_claim import WORK, named
 from peers_of_tasks import peers
 from tasks_here import MODEL, judged, run_of, seconds_of, six_tasks
@@ -164,7 +164,7 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
             if row["contender"] == "joint over separate" and row["tasks"] == count
         ]
         entry = goal(statistics.fmean(ratios), at_most=(1 + SLACK * count) / count)
-        entry["over_seeds"] = {"low": min(ratios), "high": max(ratios)}
+        entry["over_seeds"] = spread(ratios)
         entries[f"a pass for {count} tasks over passes of {count} separate models"] = entry
     for name in ("PEFT Poly", "PEFT X-LoRA", "adapters Parallel"):
         for count in (1, 6):
@@ -188,7 +188,7 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
     for count in sorted({row["tasks"] for row in timed}):
         ratios = [row["ratio"] for row in timed if row["tasks"] == count]
         entry = goal(statistics.fmean(ratios), at_most=1 + SLACK * count)
-        entry["over_seeds"] = {"low": min(ratios), "high": max(ratios)}
+        entry["over_seeds"] = spread(ratios)
         entries[f"a pass that answers {count} of the tasks over one of the plain backbone"] = entry
     judged_rows = [row for row in rows if "task" in row]
     for other in (*ALONE, "heads alone"):
@@ -199,7 +199,7 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
                 for seed in sorted({row["seed"] for row in judged_rows})
             ]
             entry = goal(statistics.fmean(gains), at_least=0)
-            entry["over_seeds"] = {"low": min(gains), "high": max(gains)}
+            entry["over_seeds"] = spread(gains)
             entries[f"{task}: routing layer minus {other}"] = entry
     return entries
 

@@ -14,7 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, Benchmark, Row, goal, main
+from common import RESULTS, Benchmark, Row, goal, main, spread
 from frontier_claim import WORK, named
 from tasks_here import judged, run_of, seconds_of, six_tasks
 
@@ -75,7 +75,7 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
                 continue
             gains = [mean("routed", seed) - mean(other, seed) for seed in seeds]
             entry = goal(statistics.fmean(gains), at_least=0)
-            entry["over_seeds"] = {"low": min(gains), "high": max(gains)}
+            entry["over_seeds"] = spread(gains)
             entries[f"{backbone} backbone: routed minus {other}, mean of six tasks"] = entry
     return entries
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from common import Benchmark, Row, main
+from common import Benchmark, Row, main, spread
 from datasets_here import financial_phrasebank, sst2
 from frontier_claim import WORK, named
 from tasks_here import judged, run_of, seconds_of
@@ -25,6 +25,7 @@ BACKBONE, NEW = (1e-4, 3e-4, 1e-3), (3e-3, 1e-2, 3e-2)
 FURTHER = 2
 LEARNING = {"full", "partial", "discriminative", "lora"}  # change what is pretrained
 LAYER = {"kind": "mixture", "adapters": 4, "top": 2}
+QUALITY = {"measure": {"repeats": 2, "time_examples": 32}}  # the time of a pass is not asked here
 STRATEGIES: dict[str, dict[str, Any]] = {
     "full": {"strategy": "full"},
     "partial": {"strategy": "partial", "blocks": 2},
@@ -84,6 +85,7 @@ def tried(benchmark: Benchmark, name: str, rate: float) -> float:
             {"sst2": {**task, "max_train": 1000}},
             fields,
             STRATEGIES[name].get("routers", ()),
+            **QUALITY,
         )
         score = read_json(run.path / "training.json")["validation"]["sst2"]
         row = {"tuning": name, "rate": rate, "validation": score}
@@ -100,7 +102,7 @@ def row_of(benchmark: Benchmark, name: str, data: str, size: int | None, seed: i
     rate = best_rate(benchmark, name)
     fields = settings(name, rate, size, seed, benchmark.quick)
     out = folder / f"{name}-{data}-{size or 'all'}"
-    run = run_of(out, {data: task}, fields, STRATEGIES[name].get("routers", ()))
+    run = run_of(out, {data: task}, fields, STRATEGIES[name].get("routers", ()), **QUALITY)
     (found,) = judged(run).tasks
     return {
         "strategy": name,
@@ -122,7 +124,7 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
     judged_rows = [row for row in rows if "strategy" in row]
     for data, size in dict.fromkeys((row["data"], row["size"]) for row in judged_rows):
         means: dict[str, float] = {}
-        spread: dict[str, list[float]] = {}
+        each: dict[str, Row] = {}
         for name in STRATEGIES:
             values = [
                 row["quality"]
@@ -130,14 +132,14 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
                 if (row["strategy"], row["data"], row["size"]) == (name, data, size)
             ]
             if values:
-                means[name], spread[name] = statistics.fmean(values), [min(values), max(values)]
+                means[name], each[name] = statistics.fmean(values), spread(values)
         best = max(means, key=lambda name: means[name])
         entries[f"{data}, {size or 'all'} examples: best is {best}"] = {
             "value": means[best],
             "goal": "a table, no goal",
             "met": True,
             "means": means,
-            "over_seeds": spread,
+            "over_seeds": each,
         }
     return entries
 
