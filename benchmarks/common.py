@@ -59,7 +59,8 @@ class Benchmark:
         commit = _commit()
         for row in rows:
             self.rows.append({**row, "commit": commit})
-            print(", ".join(f"{k}={_short(v)}" for k, v in row.items()), flush=True)
+            shown = (f"{k}={_short(v)}" for k, v in row.items() if not isinstance(v, dict))
+            print(", ".join(shown), flush=True)
         self._write({}, ())
 
     def finish(self, verdict: dict[str, dict[str, Any]], notes: Iterable[str] = ()) -> None:
@@ -111,6 +112,17 @@ def spread(values: Sequence[float]) -> Row:
         reach, mean = error * float(t.ppf(0.975, len(values) - 1)), statistics.fmean(values)
         found["interval"] = [mean - reach, mean + reach]
     return found
+
+
+def gain(values: Sequence[float]) -> Row:
+    """One entry of a verdict: by how much one contender is above another, seed by seed. Met where
+    the whole interval is above 0; where it holds 0 nothing is decided, and the entry says so."""
+    found, entry = spread(values), goal(statistics.fmean(values), at_least=0)
+    interval = found["interval"]
+    entry["goal"] = "> 0, the whole interval over seeds"
+    entry["met"] = interval is not None and interval[0] > 0
+    entry["decided"] = interval is not None and (interval[0] > 0 or interval[1] < 0)
+    return {**entry, "over_seeds": found}
 
 
 def main(run: Callable[[], None]) -> None:

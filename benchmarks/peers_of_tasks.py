@@ -52,7 +52,7 @@ def _peft(folder: str, batches: Batches, repeats: int) -> list[Row]:
         arms["PEFT X-LoRA 6"] = _passes(_xlora(folder), batches)
         arms["PEFT X-LoRA 6"]()
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        del arms["PEFT X-LoRA 6"]
+        arms.pop("PEFT X-LoRA 6", None)
         rows.append({"contender": "PEFT X-LoRA", "note": first_line(error)})
     seconds = interleaved(arms, repeats)
     for name in arms:
@@ -115,12 +115,13 @@ def _parallel(folder: str, texts: list[list[str]], repeats: int) -> list[Row]:
     home = WORK / "adapters-env"
     python = home / "bin" / "python"
     try:
-        if not python.is_file():
-            subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+        if not (home / "whole").is_file():  # else an installation that was cut off would stay
+            subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
             pip = [str(python), "-m", "pip", "install", "-q"]
             index = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]
             subprocess.run([*pip, f"torch=={torch.__version__}", *index], check=True)
             subprocess.run([*pip, "adapters"], check=True)
+            (home / "whole").touch()
         write_json(WORK / "peer-texts.json", texts)
         script = str(Path(__file__).parent / "parallel_peer.py")
         options = [

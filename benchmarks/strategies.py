@@ -9,20 +9,21 @@ Steps are the same for all strategies at a size: small sets are gone through mor
 from __future__ import annotations
 
 import statistics
+from shutil import rmtree
 from typing import Any
 
 from common import Benchmark, Row, main, spread
 from datasets_here import financial_phrasebank, sst2
 from frontier_claim import WORK, named
-from tasks_here import judged, run_of, seconds_of
+from tasks_here import best_rate, judged, run_of, seconds_of
 
+from turnout.double.run import TasksRun
 from turnout.files import read_json
 
 READERS = {"sst2": sst2, "financial_phrasebank": financial_phrasebank}
 SIZES: tuple[int | None, ...] = (100, 1000, None)
 EPOCHS = {100: 20.0, 1000: 5.0, None: 2.0}
 BACKBONE, NEW = (1e-4, 3e-4, 1e-3), (3e-3, 1e-2, 3e-2)
-FURTHER = 2
 LEARNING = {"full", "partial", "discriminative", "lora"}  # change what is pretrained
 LAYER = {"kind": "mixture", "adapters": 4, "top": 2}
 QUALITY = {"measure": {"repeats": 2, "time_examples": 32}}  # the time of a pass is not asked here
@@ -58,39 +59,20 @@ def settings(name: str, rate: float, size: int | None, seed: int, quick: bool) -
     }
 
 
-def best_rate(benchmark: Benchmark, name: str) -> float:
-    """By validation rows of SST-2."""
-    rates = list(BACKBONE if STRATEGIES[name]["strategy"] in LEARNING else NEW)
-    found = {rate: tried(benchmark, name, rate) for rate in rates}
-    for _ in range(0 if benchmark.quick else FURTHER):
-        best = max(found, key=lambda rate: found[rate])
-        if best not in (min(found), max(found)):
-            break
-        further = best * 3 if best == max(found) else best / 3
-        further = float(f"{further:.3g}")
-        found[further] = tried(benchmark, name, further)
-    return max(found, key=lambda rate: found[rate])
+def tuned(benchmark: Benchmark, name: str) -> float:
+    """The learning rate of a strategy."""
+    folder = WORK / named("strategies", 0, benchmark.quick)
+    files = folder.with_name(f"{folder.name}-data-sst2")
+    task = sst2(benchmark.folder("sst2"), files, 0, benchmark.quick)
 
-
-def tried(benchmark: Benchmark, name: str, rate: float) -> float:
-    """The validation score of a strategy at a rate."""
-    row = benchmark.find(tuning=name, rate=rate)
-    if row is None:
-        folder = WORK / named("strategies", 0, benchmark.quick)
-        files = folder.with_name(f"{folder.name}-data-sst2")
-        task = sst2(benchmark.folder("sst2"), files, 0, benchmark.quick)
+    def train(rate: float) -> TasksRun:
+        out = folder / f"tuning-{name}-{rate:g}"
         fields = settings(name, rate, 1000, 0, benchmark.quick)
-        run = run_of(
-            folder / f"tuning-{name}-{rate:g}",
-            {"sst2": {**task, "max_train": 1000}},
-            fields,
-            STRATEGIES[name].get("routers", ()),
-            **QUALITY,
-        )
-        score = read_json(run.path / "training.json")["validation"]["sst2"]
-        row = {"tuning": name, "rate": rate, "validation": score}
-        benchmark.add([row])
-    return float(row["validation"])
+        routers = STRATEGIES[name].get("routers", ())
+        return run_of(out, {"sst2": {**task, "max_train": 1000}}, fields, routers, **QUALITY)
+
+    rates = BACKBONE if STRATEGIES[name]["strategy"] in LEARNING else NEW
+    return best_rate(benchmark, name, rates, train)
 
 
 def row_of(benchmark: Benchmark, name: str, data: str, size: int | None, seed: int) -> Row:
@@ -99,12 +81,12 @@ def row_of(benchmark: Benchmark, name: str, data: str, size: int | None, seed: i
     files = folder.with_name(f"{folder.name}-data-{data}")
     task = READERS[data](benchmark.folder(data), files, seed, benchmark.quick)
     task = task if size is None else {**task, "max_train": size}
-    rate = best_rate(benchmark, name)
+    rate = tuned(benchmark, name)
     fields = settings(name, rate, size, seed, benchmark.quick)
     out = folder / f"{name}-{data}-{size or 'all'}"
     run = run_of(out, {data: task}, fields, STRATEGIES[name].get("routers", ()), **QUALITY)
     (found,) = judged(run).tasks
-    return {
+    row = {
         "strategy": name,
         "data": data,
         "size": size,
@@ -116,6 +98,8 @@ def row_of(benchmark: Benchmark, name: str, data: str, size: int | None, seed: i
         "trained_parameters": read_json(run.path / "training.json")["trained_parameters"],
         "training_seconds": seconds_of(run),
     }
+    rmtree(run.path)  # 160 models would fill a disk
+    return row
 
 
 def verdict(rows: list[Row]) -> dict[str, Row]:

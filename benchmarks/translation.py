@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from typing import Any
 from common import Benchmark, Row, goal, main
 from frontier_claim import WORK, named
 
-from turnout import contest
 from turnout.contest.standings import points_of
 from turnout.execute.generate import generate_bulk
 from turnout.files import write_text
+from turnout.measure.frontier import front, line_at
 from turnout.measure.models import measure_models
 from turnout.recipe import Recipe
 from turnout.run import Run
@@ -131,6 +132,7 @@ def recipe(
                 "budgets": [0.5] if quick else [0.8, 0.6, 0.4],
                 "repeats": 3,
                 "time_examples": 40 if quick else 200,
+                "dtype": "fp32",  # what is faster differs from machine to machine
             },
         }
     )
@@ -185,31 +187,39 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
     entries: dict[str, Row] = {}
     points = [row for row in rows if "arm" in row]
     seeds = sorted({row["seed"] for row in points})
-    names = contest.Point.__dataclass_fields__
-    each = [
-        [contest.Point(**{n: row[n] for n in names}) for row in points if row["seed"] == seed]
-        for seed in seeds
-    ]
-    for name, kept in (("dense, greedy", points), ("dense, 4 beams", rows)):
-        values = [
-            100 * row["quality"]
-            for row in kept
-            if (row.get("family") == "dense" if kept is points else row.get("beams") == 4)
-        ]
+    for name, kept in (
+        ("dense, greedy", [row for row in points if row["family"] == "dense"]),
+        ("dense, 4 beams", [row for row in rows if row.get("beams") == 4]),
+    ):
         entries[f"BLEU, {name}"] = {
-            "value": sum(values) / len(values),
+            "value": statistics.fmean(100 * row["quality"] for row in kept),
             "goal": "a figure, no goal",
             "met": True,
         }
-    comparison = contest.Comparison("bleu", seeds, each, [{} for _ in seeds])
-    for standing in comparison.standings:
-        if standing.best is None:
-            continue
-        speed, gain = standing.best
-        entry = goal(100 * gain, at_least=0)
-        entry["speed"] = speed
-        entries[f"{standing.name}: BLEU over smaller models, at its best speed"] = entry
+    # every routed arm at its own time: to take the best of several would be to choose by the test
+    for arm in dict.fromkeys(row["arm"] for row in points if row["family"] == "routed"):
+        here = [row for row in points if row["arm"] == arm]
+        speed = statistics.fmean(row["speedup"] for row in here)
+        gains = [_over_smaller(row, points) for row in here]
+        known = [value for value in gains if value is not None]
+        title = f"{arm} at {speed:.2f}x: BLEU over smaller models of the same time"
+        if len(known) == len(seeds):
+            entries[title] = goal(100 * statistics.fmean(known), at_least=0)
+        else:
+            entries[title] = {"value": None, "goal": "faster than every smaller model", "met": True}
     return entries
+
+
+def _over_smaller(row: Row, points: list[Row]) -> float | None:
+    """What an arm gains over the front of dense and smaller models of its seed, at its time; None
+    where none of them is as fast."""
+    others = [
+        (1 / other["speedup"], other["quality"])
+        for other in points
+        if other["seed"] == row["seed"] and other["family"] in ("dense", "static")
+    ]
+    beside = line_at(front(others), 1 / row["speedup"])
+    return None if beside is None else row["quality"] - beside
 
 
 def run() -> None:

@@ -1,8 +1,9 @@
 """Headlines of news: the title that belongs to a description; AG News (test.csv in the folder).
 
-An encoder-decoder out of two pretrained encoders, whose attention between the two is new. 6,000
-news are few to learn to write from: for more than a trial make the host of a larger model, or name
-one that can summarise already (model=FOLDER). Needs: pip install 'turnout[text]'.
+An encoder-decoder out of two pretrained encoders; the attention between the two is new, and so is
+the step from the decoder's states to words. 6,000 news are few to learn to write from: for more
+than a trial make the host of a larger model, or name one that can summarise already (model=FOLDER).
+Needs: pip install 'turnout[text]'.
 """
 
 from __future__ import annotations

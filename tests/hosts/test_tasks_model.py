@@ -107,7 +107,8 @@ def test_a_mixed_batch_holds_tasks_of_every_kind(name: str, ids: list[int]) -> N
     model = model_of(name, KINDS)
     turnout.install(model, {"kind": "mixture", "reads": "both", "top": 2, "granularity": "token"})
     with torch.no_grad():
-        model.turnout.units["output"].scale.fill_(0.5)  # type: ignore[union-attr, index]
+        for scale in model.turnout.units["output"].scale:  # type: ignore[union-attr, index]
+            scale.fill_(0.5)
         mixed = model(**batch(), task_ids=torch.tensor(ids)).logits
         assert set(mixed) == {model.tasks[place] for place in ids}
         for task, found in mixed.items():
@@ -274,7 +275,8 @@ def test_a_fresh_mixture_uses_all_of_its_units_and_learns(reads: str, top: int) 
         used += (trace["output"].weight_BTU != 0).sum((0, 1))
     assert (used > 0).all()
     with torch.no_grad():
-        model.turnout.units["output"].scale.fill_(0.5)  # type: ignore[union-attr, index]
+        for scale in model.turnout.units["output"].scale:  # type: ignore[union-attr, index]
+            scale.fill_(0.5)
     labels = torch.randint(0, 5, (6, 9), generator=torch.Generator().manual_seed(4))
     model(**batch(), task_ids=torch.zeros(6, dtype=torch.long), labels=labels).loss.backward()
     learned = [p.grad for p in model.turnout.all_routers()[0].parameters()]  # type: ignore[union-attr, operator]

@@ -10,11 +10,18 @@ import tiny
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from turnout import UserError
 from turnout.tasks import ClassificationConfig, ClassificationTask, NERConfig, NERTask
-from turnout.train.host import check_length, host_labels, locate, open_host, open_tokenizer
+from turnout.train.host import (
+    check_length,
+    host_labels,
+    locate,
+    open_host,
+    open_tokenizer,
+    runs_together,
+)
 
 TAGS = ["O", "B-PER", "I-PER"]
 
@@ -84,6 +91,26 @@ def test_words_get_a_space_before_them_where_bytes_are_read(tmp_path: Path, bert
     assert again(["ab"], is_split_into_words=True).tokens()[0] == "Ġ"
     assert open_tokenizer(folder)("ab").tokens() == ["a", "b"]
     assert open_tokenizer(bert, words=True)("fine film").tokens()[1:3] == ["fine", "film"]
+
+
+def test_words_get_a_space_before_them_where_spaces_are_marked(tmp_path: Path, bert: str) -> None:
+    """As Gemma's tokenizer reads: a space is a mark of its own, and words given apart have none."""
+    words = ["▁red", "▁blue", "red", "blue", "<pad>", "<s>", "▁"]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
+    core.normalizer = normalizers.Replace(" ", "▁")
+    core.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+    made = hf.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<s>")
+    made.save_pretrained(tmp_path)
+    assert runs_together(open_tokenizer(str(tmp_path)))
+    tokenizer = open_tokenizer(str(tmp_path), words=True)
+    ids = tokenizer(["red", "blue"], is_split_into_words=True)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["▁red", "▁blue"]
+    assert not runs_together(tokenizer) and not runs_together(open_tokenizer(bert))
+    tokenizer.save_pretrained(tmp_path / "again")
+    again = hf.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert again(["red", "blue"], is_split_into_words=True)["input_ids"] == ids
+    assert again.padding_side == "right"
 
 
 def test_roberta_counts_positions_from_its_padding() -> None:

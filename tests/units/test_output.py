@@ -37,7 +37,8 @@ def test_one_unit_is_the_plain_layer_and_adds_to_what_a_head_reads() -> None:
     turnout.install(model, {"kind": "mixture", "adapters": 1})
     bank = model.turnout.units["output"]  # type: ignore[union-attr, index]
     with torch.no_grad():
-        bank.scale.fill_(0.7)
+        for scale in bank.scale:
+            scale.fill_(0.7)
         read = mean + bank.change(0, mean)
         found = model(ids, mask).logits
     torch.testing.assert_close(found, model.heads["topic"].linear(read))  # type: ignore[union-attr, operator]

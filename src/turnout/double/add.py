@@ -26,7 +26,7 @@ from turnout.tasks import TASKS, NERConfig, NERTask, TaskConfig
 from turnout.tasks.base import Task
 from turnout.train.data import encode
 from turnout.train.fit import check_one_process
-from turnout.train.host import byte_level, check_length
+from turnout.train.host import byte_level, check_length, runs_together
 from turnout.train.saving import save
 
 Say = Callable[[str], None]
@@ -97,7 +97,9 @@ def _check_fits(opened: TasksRun, model: TasksModel, name: str, task: Task[Any])
     check_length(model.config, task.config.max_length + prompt)
     check_guesses(model, {name: task})
     words = [isinstance(each, NERConfig) for each in opened.recipe.tasks.values()]
-    if isinstance(task, NERTask) and not any(words) and byte_level(opened.tokenizer()):
+    tokenizer = opened.tokenizer()
+    apart = not (byte_level(tokenizer) or runs_together(tokenizer))
+    if isinstance(task, NERTask) and not any(words) and not apart:
         raise UserError(
             f"task {name!r} labels words, and this run's tokenizer was opened for whole texts: "
             "train it beside the others from the start"

@@ -35,6 +35,7 @@ from turnout.train.fit import check_one_process, fit, set_dropout
 from turnout.train.host import open_backbone, open_language_model
 from turnout.train.precision import moved
 from turnout.train.saving import save
+from turnout.train.trainer import last_checkpoint
 from turnout.units.task_heads import NAMED
 
 Say = Callable[[str], None]
@@ -59,12 +60,13 @@ def train_tasks(
     data = {name: encode(task, raw[name], tokenizer) for name, task in tasks.items()}
     labels = {name: task.labels for name, task in tasks.items()}
     run = start_tasks_run(out, recipe, labels)
-    start = time.perf_counter()
+    start, whole = time.perf_counter(), last_checkpoint(run.checkpoints) is None
     moved(model)
     prepare_tasks(model, TasksData.of(data, recipe.train, model.tasks), say)
     frozen = recipe.bridge is None or recipe.bridge.frozen
     mixed = fit_tasks(model, data, recipe.train, run.checkpoints, say, progress, frozen)
-    spent = time.perf_counter() - start
+    # stopped on the way, nobody knows what it took
+    spent = round(time.perf_counter() - start, 1) if whole else None
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     finish(model, recipe.train)
     validations = {name: each.validation for name, each in data.items()}
@@ -73,7 +75,7 @@ def train_tasks(
     scores = mixed.scores(model)
     for name, score in scores.items():
         say(f"  {name}: {tasks[name].headline} on validation {score:.4f}")
-    cost = {"seconds": round(spent, 1), "trained_parameters": trained, "validation": scores}
+    cost = {"seconds": spent, "trained_parameters": trained, "validation": scores}
     write_json(run.path / "training.json", cost)
     save(model, tokenizer, run.model)  # last: a run that has a model is whole
     shutil.rmtree(run.checkpoints, ignore_errors=True)

@@ -37,7 +37,7 @@ from turnout.tasks.table import Table, is_hub_name, read_hub, read_table
 from turnout.units.task_heads import BEGIN, BOTH, END, HeadConfig
 
 ARTICLES = frozenset({"a", "an", "the"})
-ACCEPTED = "accepted"  # column of all texts that are right
+ACCEPTED = "accepted_texts"  # column of all texts that are right
 ALONE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
@@ -85,6 +85,8 @@ class AnswersTask(Task[AnswersConfig]):
         table = read_hub(source, split) if is_hub_name(source) else read_table(source)
         self._check(table, [config.question, config.context])
         table.require(config.answer)
+        if ACCEPTED in (config.question, config.context, config.answer):
+            raise UserError(f"{source}: the column {ACCEPTED!r} needs another name")
         found = [self._answer(table, row) for row in range(len(table))]
         self.labels = ["answer"]
         columns = {name: table.columns[name] for name in (config.question, config.context)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from turnout.demo.data import host_path
@@ -145,22 +145,25 @@ def open_language_model(name: str) -> PreTrainedModel:
 
 def open_tokenizer(name: str, words: bool = False) -> Any:
     """The tokenizer of a host, padding on the right. words: it will be given words, one by one,
-    which byte-level tokenizers read as in a sentence only with a space before each."""
+    which some tokenizers read as in a sentence only with a space before each."""
     source = locate(name)
+    # given here, and not set afterwards, it is saved
+    options: dict[str, Any] = {"trust_remote_code": False, "padding_side": "right"}
     try:
         with quiet_loading():
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
             if words and byte_level(tokenizer):
-                tokenizer = AutoTokenizer.from_pretrained(
-                    source, trust_remote_code=False, add_prefix_space=True
-                )
+                tokenizer = AutoTokenizer.from_pretrained(source, **options, add_prefix_space=True)
                 if step := byte_level(tokenizer):  # classes that do not read that argument
                     step.add_prefix_space = True
+            if words and runs_together(tokenizer):
+                backend = tokenizer.backend_tokenizer
+                steps = [normalizers.Prepend(" "), backend.normalizer]
+                backend.normalizer = normalizers.Sequence([s for s in steps if s is not None])
     except (OSError, ValueError, KeyError) as error:
         raise _absent(name, source, error) from None
     if tokenizer.pad_token is None:  # decoders: any token will do, it is masked
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
     return tokenizer
 
 
@@ -187,6 +190,15 @@ def byte_level(tokenizer: Any) -> Any:
         (s for s in steps if isinstance(s, pre_tokenizers.ByteLevel) and not s.add_prefix_space),
         None,
     )
+
+
+def runs_together(tokenizer: Any) -> bool:
+    """Does a tokenizer read words that are given one by one as a single one: those that mark spaces
+    (Gemma) find none between them."""
+    if not tokenizer.is_fast:
+        return False
+    ids = tokenizer(["red", "blue"], is_split_into_words=True, add_special_tokens=False)
+    return tokenizer.decode(ids["input_ids"]).strip() == "redblue"
 
 
 def _check_report(

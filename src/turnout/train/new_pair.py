@@ -1,7 +1,8 @@
 """An encoder-decoder out of two pretrained models: `turnout new` with an encoder and a decoder.
 
-The decoder's attention to the encoder is new, all else is as it was trained (Rothe, Narayan and
-Severyn 2020, arXiv 1907.12461, whose BERT2BERT this makes of two BERTs).
+The decoder's attention to the encoder is new, and so is its step from states to words where the
+pretrained model had none; all else is as it was trained (Rothe, Narayan and Severyn 2020, arXiv
+1907.12461, whose BERT2BERT this makes of two BERTs).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ gradient: matrices of zeros would leave both ReLUs without one.
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,14 +19,18 @@ class OutputBank(nn.Module):
 
     def __init__(self, units: int, inner: int, width: int) -> None:
         super().__init__()
-        self.first = nn.Parameter(torch.randn(units, inner, width) * (2 / width) ** 0.5)
-        self.first_bias = nn.Parameter(torch.zeros(units, inner))
-        self.second = nn.Parameter(torch.randn(units, width, inner) * (2 / inner) ** 0.5)
-        self.second_bias = nn.Parameter(torch.zeros(units, width))
-        self.scale = nn.Parameter(torch.zeros(units))
+        # each unit has tensors of its own: AdamW follows a gradient of 0, but not one that is none
+        first = [torch.randn(inner, width) * (2 / width) ** 0.5 for _ in range(units)]
+        second = [torch.randn(width, inner) * (2 / inner) ** 0.5 for _ in range(units)]
+        self.first, self.second = nn.ParameterList(first), nn.ParameterList(second)
+        self.first_bias = nn.ParameterList(torch.zeros(inner) for _ in range(units))
+        self.second_bias = nn.ParameterList(torch.zeros(width) for _ in range(units))
+        self.scale = nn.ParameterList(torch.zeros(()) for _ in range(units))
 
     def change(self, unit: int, rows_ND: Tensor) -> Tensor:
         """What a unit adds to some rows, (N, D)."""
+        if not len(rows_ND) and not (dist.is_available() and dist.is_initialized()):
+            return rows_ND  # several processes must all have a gradient
         dtype = rows_ND.dtype
         normal = F.layer_norm(rows_ND, rows_ND.shape[-1:])
         first, second = self.first[unit].to(dtype), self.second[unit].to(dtype)
