@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import t
 
 from turnout.allocator import keep
 from turnout.errors import UserError
 from turnout.files import read_json, write_json
 from turnout.measure import machine
+from turnout.measure.stats import mean_interval
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
@@ -108,9 +108,7 @@ def spread(values: Sequence[float]) -> Row:
     (Student's t; null for a single seed)."""
     found: Row = {"low": min(values), "high": max(values), "interval": None}
     if len(values) > 1:
-        error = statistics.stdev(values) / len(values) ** 0.5
-        reach, mean = error * float(t.ppf(0.975, len(values) - 1)), statistics.fmean(values)
-        found["interval"] = [mean - reach, mean + reach]
+        found["interval"] = list(mean_interval(values))
     return found
 
 
