@@ -101,9 +101,10 @@ def test_words_get_a_space_before_them_where_spaces_are_marked(tmp_path: Path, b
     core.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
     made = hf.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<s>")
-    made.save_pretrained(tmp_path)
-    assert runs_together(open_tokenizer(str(tmp_path)))
-    tokenizer = open_tokenizer(str(tmp_path), words=True)
+    folder = str(tiny.save_host(tmp_path / "marked"))
+    made.save_pretrained(folder)
+    assert runs_together(open_tokenizer(folder))
+    tokenizer = open_tokenizer(folder, words=True)
     ids = tokenizer(["red", "blue"], is_split_into_words=True)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(ids) == ["▁red", "▁blue"]
     assert not runs_together(tokenizer) and not runs_together(open_tokenizer(bert))
