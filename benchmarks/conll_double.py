@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import shutil
 import statistics
-from pathlib import Path
 from typing import Any
 
 from common import Benchmark, Row, gain, goal, main, spread
