@@ -104,7 +104,7 @@ class AnswersTask(Task[AnswersConfig]):
         if config.start is not None:
             table.require(config.start)
             start = table.columns[config.start][row]
-        texts = value if isinstance(value, list) else [value]
+        texts: list[Any] = value if isinstance(value, list) else [value]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise UserError(
                 f"{table.at(row)}: {config.answer!r} is {value!r}; expected a text, or a list of "
