@@ -230,6 +230,10 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
             if ratios:
                 entry = {"value": statistics.fmean(ratios), "goal": "a figure, no goal"}
                 entries[f"{name}: {count} tasks over a plain pass"] = {**entry, "met": True}
+        added = [r["added"] for r in rows if r["contender"] == name and "added" in r]
+        if added:
+            entry = {"value": added[0] / 1e6, "goal": "a figure, no goal", "met": True}
+            entries[f"million parameters added for six tasks, {name}"] = entry
     for name in (*ALONE, *JOINT):
         seeds = whole_seeds(rows, {name})
         if seeds:

@@ -51,6 +51,8 @@ def main():
             model.add_classification_head(name, num_labels=4)
         model.active_adapters = Parallel(*names[:count]) if count > 1 else names[0]
         arms[str(count)] = passes(model.eval(), batches)
+    size = sum(p.numel() for p in plain.parameters())
+    added = sum(p.numel() for p in model.parameters()) - size  # of all tasks, heads included
     seconds = {name: [] for name in arms}
     for name in arms:  # once to warm up
         arms[name]()
@@ -67,7 +69,7 @@ def main():
         if name != "plain"
     }
     versions = {"adapters": adapters.__version__, "transformers": transformers.__version__}
-    print(json.dumps({"ratio": found, **versions}))
+    print(json.dumps({"ratio": found, "added": added, **versions}))
 
 
 if __name__ == "__main__":

@@ -46,10 +46,13 @@ def _peft(folder: str, batches: Batches, repeats: int) -> list[Row]:
     rows: list[Row] = []
     # a whole PeftModel passes by the tuner's own forward, which is told the tasks
     poly: Any = get_peft_model(deepcopy(plain), PolyConfig(**fields)).base_model.eval()
+    added = {"PEFT Poly": _size(poly) - _size(plain)}
     for count in range(1, 7):
         arms[f"PEFT Poly {count}"] = _passes(poly, batches, count)
     try:
-        arms["PEFT X-LoRA 6"] = _passes(_xlora(folder), batches)
+        mixed = _xlora(folder)
+        added["PEFT X-LoRA"] = _size(mixed) - _size(plain)
+        arms["PEFT X-LoRA 6"] = _passes(mixed, batches)
         arms["PEFT X-LoRA 6"]()
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         arms.pop("PEFT X-LoRA 6", None)
@@ -60,8 +63,14 @@ def _peft(folder: str, batches: Batches, repeats: int) -> list[Row]:
             ratio = ratio_interval(seconds[name], seconds["plain"])
             peer, _, count = name.rpartition(" ")
             found = {"ratio": ratio.value, "ratio_low": ratio.low, "ratio_high": ratio.high}
+            found["added"] = added[peer]
             rows.append({"contender": peer, "tasks": int(count), **found})
     return rows
+
+
+def _size(model: nn.Module) -> int:
+    """Parameters."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def _passes(model: Any, batches: Batches, tasks: int = 0) -> Callable[[], None]:
@@ -137,7 +146,7 @@ def _parallel(folder: str, texts: list[list[str]], repeats: int) -> list[Row]:
         told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
         return [{"contender": "adapters Parallel", "note": told[0] if told else first_line(error)}]
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    versions = {name: found[name] for name in ("adapters", "transformers")}
+    versions = {name: found[name] for name in ("adapters", "transformers", "added")}
     return [
         {"contender": "adapters Parallel", "tasks": int(count), "ratio": ratio, **versions}
         for count, ratio in found["ratio"].items()
