@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,40 +35,42 @@ def run(
     """The command line of one application. prepare: writes the files of each task from a folder of
     public data. page: a recipe without files. tries: inputs to answer at the end; asked: by which
     tasks, None = all. What is wrong with data or settings is said, and the exit code is 2."""
-    try:
-        _run(about, prepare, page, tries, asked)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with told():
+        options = arguments(about)
+        files = prepare(options.data, make_folder(options.out / "data"))
+        tasks = {name: {**task, **files[name]} for name, task in page["tasks"].items()}
+        path = options.out / "recipe.yaml"
+        whole = {"model": MODEL, **page, "tasks": tasks}
+        write_text(path, yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
+        trained = train_tasks(TasksRecipe.load(path, options.overrides), options.out / "run")
+        results = measure_tasks(trained)
+        results.save(trained.path / "results.json")
+        Console().print(tables(results))
+        source = options.out / ("try.txt" if isinstance(tries[0], str) else "try.jsonl")
+        rows = (each if isinstance(each, str) else json.dumps(each) for each in tries)
+        write_text(source, "".join(f"{row}\n" for row in rows))
+        for line in predict_tasks(trained.path, str(source), tasks=asked):
+            print(line)
+        print(f"your own: turnout predict {trained.path} --input FILE")
 
 
-def _run(
-    about: str,
-    prepare: Callable[[Path, Path], Files],
-    page: Mapping[str, Any],
-    tries: Sequence[Mapping[str, str] | str],
-    asked: Sequence[str] | None,
-) -> None:
+def arguments(about: str) -> argparse.Namespace:
+    """``data``, ``out`` and ``overrides``."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("data", type=Path, help="folder of the public data set")
     parser.add_argument("out", type=Path, help="folder to work in; started again, it goes on")
     parser.add_argument("overrides", nargs="*", help="fields of the recipe, as train.epochs=1")
-    options = parser.parse_args()
-    files = prepare(options.data, make_folder(options.out / "data"))
-    tasks = {name: {**task, **files[name]} for name, task in page["tasks"].items()}
-    path = options.out / "recipe.yaml"
-    whole = {"model": MODEL, **page, "tasks": tasks}
-    write_text(path, yaml.safe_dump(whole, sort_keys=False, allow_unicode=True))
-    trained = train_tasks(TasksRecipe.load(path, options.overrides), options.out / "run")
-    results = measure_tasks(trained)
-    results.save(trained.path / "results.json")
-    Console().print(tables(results))
-    source = options.out / ("try.txt" if isinstance(tries[0], str) else "try.jsonl")
-    rows = (each if isinstance(each, str) else json.dumps(each) for each in tries)
-    write_text(source, "".join(f"{row}\n" for row in rows))
-    for line in predict_tasks(trained.path, str(source), tasks=asked):
-        print(line)
-    print(f"your own: turnout predict {trained.path} --input FILE")
+    return parser.parse_args()
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """What is wrong with data or settings is said, and the exit code is 2."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def save_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:

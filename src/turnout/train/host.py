@@ -66,18 +66,12 @@ def open_host(name: str, task: Task[Any], new_head: bool = True) -> tuple[PreTra
         if not new_head:
             raise UserError("train.epochs: found 0, but a host has no head of this kind: train it")
         return open_backbone(name, {HEAD: task.head}, task.config.max_length)
-    source = locate(name)
     names: dict[str, Any] = {}
     if task.labels:
         names = {"id2label": dict(enumerate(task.labels)), "num_labels": len(task.labels)}
         names["label2id"] = {n: i for i, n in enumerate(task.labels)}
-    config = open_config(name, **names)
-    check_length(config, task.config.max_length)
-    tokenizer = open_tokenizer(name, words=isinstance(task, NERTask))
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = tokenizer.pad_token_id
-    if Path(source).is_dir():
-        check_weights(Path(source))
+    words = isinstance(task, NERTask)
+    source, config, tokenizer = _checked(name, task.config.max_length, words, **names)
     try:
         with quiet_loading():
             model, report = task.model_class.from_pretrained(
@@ -94,6 +88,19 @@ def open_host(name: str, task: Task[Any], new_head: bool = True) -> tuple[PreTra
     return model, tokenizer
 
 
+def _checked(name: str, max_length: int, words: bool, **fields: Any) -> tuple[str, Any, Any]:
+    """Where a host is, its config and its tokenizer: inputs of ``max_length`` tokens fit, and the
+    weights in a folder are whole. fields: of the config."""
+    source, config = locate(name), open_config(name, **fields)
+    check_length(config, max_length)
+    tokenizer = open_tokenizer(name, words)
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    if Path(source).is_dir():
+        check_weights(Path(source))
+    return source, config, tokenizer
+
+
 def open_backbone(
     name: str,
     heads: Mapping[str, HeadConfig],
@@ -103,13 +110,7 @@ def open_backbone(
 ) -> tuple[TasksModel, Any]:
     """A host's blocks, in float32, with a fresh head for each task, and its tokenizer. seed: of the
     heads' first weights. Raises UserError as ``open_host``."""
-    source, config = locate(name), open_config(name)
-    check_length(config, max_length)
-    tokenizer = open_tokenizer(name, words)
-    if getattr(config, "pad_token_id", None) is None:
-        config.pad_token_id = tokenizer.pad_token_id
-    if Path(source).is_dir():
-        check_weights(Path(source))
+    source, config, tokenizer = _checked(name, max_length, words)
     try:
         with quiet_loading():
             backbone, report = AutoModel.from_pretrained(

@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from turnout.flow import IGNORED
 from turnout.objectives.distill import distill
 
 HeadKind = Literal["class", "labels", "number", "tag", "span", "vector", "words"]
 PER_TOKEN: frozenset[HeadKind] = frozenset({"tag", "span", "words"})
 NAMED: frozenset[HeadKind] = frozenset({"class", "labels", "tag"})  # their outputs have names
-IGNORED = -100
 BEGIN, END, BOTH = 1, 2, 3  # marks of an answer's first and last token
 
 
