@@ -1,6 +1,6 @@
 """Does routing between tasks help: routed experts, one shared layer, a layer a task.
 
-Six tasks on one MiniLM, three seeds, at most 1,000 rows of each to learn from; frozen, and for the
+Six tasks on one MiniLM, three seeds, at most 500 rows of each to learn from; frozen, and for the
 contenders that the question is about fully fine-tuned too. All contenders have as many
 parameters between backbone and heads: six experts weighed by input and task; one layer six times as
 wide that all share; a layer of each task's own; shared and private experts. Beside them heads
@@ -32,7 +32,7 @@ from turnout.double.picture import use_of_experts
 from turnout.double.transfer import transfer
 from turnout.files import read_json
 
-MOST = 1000  # training rows of each task
+MOST = 500  # training rows of each task
 EXPERTS = {"kind": "mixture", "granularity": "sequence", "adapters": 6}
 CONTENDERS: dict[str, list[dict[str, Any]]] = {
     "routed": [{**EXPERTS, "reads": "both", "top": 2}],

