@@ -12,6 +12,7 @@ from turnout.errors import UserError
 from turnout.execute.routing import Routing
 from turnout.hosts.view import BlockView
 from turnout.routers import HostShape, Router
+from turnout.routers.base import peeks
 
 
 def check_hides(model: PreTrainedModel) -> None:
@@ -45,18 +46,13 @@ def check_block(model: PreTrainedModel, view: BlockView) -> None:
 def warn_of_leaks(routers: Iterable[Router], shape: HostShape) -> None:
     """Warn where later tokens of a language model would decide for earlier ones."""
     for router in routers:
-        by_token = router.config.granularity == "token"
-        if router.pools and not by_token and not shape.labels and _decodes(router):
+        if peeks(router) and not shape.labels:
             warnings.warn(
                 f"router {router.config.kind!r} decides for a whole {router.config.granularity} "
                 "from all of its tokens; in a decoder that predicts tokens, later ones would then "
                 "decide for earlier ones: use granularity: token, or stack: encoder",
                 stacklevel=3,
             )
-
-
-def _decodes(router: Router) -> bool:
-    return any(site.stack == "decoder" for site in router.sites)
 
 
 def check_units(routing: Routing, watched: dict[tuple[str, int], str]) -> None:

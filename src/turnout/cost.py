@@ -39,12 +39,15 @@ def nested(trace: Trace, own: bool = True) -> list[Route]:
     return found
 
 
-def route_flops_B(route: Route, valid_BT: Tensor, entered: bool | Tensor = False) -> Tensor:
+def route_flops_B(
+    route: Route, valid_BT: Tensor, entered: bool | Tensor = False, written: bool = False
+) -> Tensor:
     """Work of one route per sequence, in FLOPs, shape (B,), differentiable through the weights.
 
     A weight counts by its *value* (1 for a unit that runs), so a straight-through weight passes
     its gradient on. Tokens that a unit skips in a sequence where it runs cost ``idle``, and
     those of the sequences where the site was ``entered`` (see Trace; one bool, or one a sequence).
+    written: nothing ran, and all tokens cost ``idle``.
     """
     cost = route.site.cost
     valid = valid_BT.to(route.weight_BTU.dtype)
@@ -54,7 +57,7 @@ def route_flops_B(route: Route, valid_BT: Tensor, entered: bool | Tensor = False
     entered_BU = runs_BU | _column(entered)
     # a head that was entered only for a cache made its keys and values, no more
     attends_BU = runs_BU if route.site.kind == "head" else entered_BU
-    idle_BU = (length_B1 - rows_BU) * entered_BU
+    idle_BU = (length_B1 - rows_BU) * (entered_BU | written)
     work_BU = cost.row * rows_BU + cost.idle * idle_BU + cost.pair * attends_BU * length_B1**2
     return work_BU.sum(-1)
 
@@ -69,7 +72,12 @@ def trace_flops(trace: Trace) -> Tensor:
     """Routed work of one pass, summed over sites and sequences (scalar, FLOPs)."""
     return _total(
         [
-            route_flops_B(route, trace.valid_BT(route.site.stack), entered_in(trace, route)).sum()
+            route_flops_B(
+                route,
+                trace.valid_BT(route.site.stack),
+                entered_in(trace, route),
+                route.site.key in trace.written,
+            ).sum()
             for route in nested(trace)
         ]
     )

@@ -71,7 +71,10 @@ class Flow:
     site, so a repeated run writes equal values.
     mask_of: how a stack's (B, T) mask is read off the inputs. known_keys_B: keys of the sequences,
     before the seed is added, when they are known already. task_B: which task each sequence asks
-    for, as a place in the model's tasks; None = the pass does not say.
+    for, as a place in the model's tasks; None = the pass does not say. budget_B: budgets of the
+    sequences, where they have their own. past_B: real tokens of each sequence that earlier passes
+    read, whose keys and values are in the cache; None = none. read_out: states (..., D) of the last
+    stack to logits (..., V), where the host is a language model.
     """
 
     inputs: dict[str, Any]
@@ -83,6 +86,9 @@ class Flow:
     memory: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     known_keys_B: Tensor | None = None
     task_B: Tensor | None = None
+    budget_B: Tensor | None = None
+    past_B: Tensor | None = None
+    read_out: Callable[[Tensor], Tensor] | None = None
 
     def enter(self, stack: str, hidden_BTD: Tensor) -> None:
         """Note the shape and mask of a stack when its first routed or watched block runs."""
@@ -122,11 +128,22 @@ class Flow:
 
     def uniform_BT(self, hidden_BTD: Tensor, site: Site, *salts: int) -> Tensor:
         """A uniform draw in [0, 1) a token; positions count from the first real token."""
+        return hash_uniform(self.keys_BT(hidden_BTD, site.stack), *salts)
+
+    def keys_BT(self, hidden_BTD: Tensor, stack: str) -> Tensor:
+        """One int64 key a token: from its sequence's and its place."""
+        keys_B = self.keys_B(hidden_BTD.shape[0], hidden_BTD.device)
+        return keys_B[:, None] ^ (self.place_BT(hidden_BTD, stack) * _MIX_1)
+
+    def place_BT(self, hidden_BTD: Tensor, stack: str) -> Tensor:
+        """The place of each token in its whole text, int64: 0 is the first real one, whichever
+        tokens this pass holds."""
         batch, length = hidden_BTD.shape[:2]
-        keys_B = self.keys_B(batch, hidden_BTD.device)
-        mask_BT = self.mask_BT(site)
+        mask_BT = self.trace.mask_BT[stack]
         if mask_BT is None:
-            place_BT = torch.arange(length, device=keys_B.device).expand(batch, length)
+            place_BT = torch.arange(length, device=hidden_BTD.device).expand(batch, length)
         else:
             place_BT = mask_BT.long().cumsum(1) - 1
-        return hash_uniform(keys_B[:, None] ^ (place_BT * _MIX_1), *salts)
+        if self.past_B is None or stack == "encoder":
+            return place_BT
+        return place_BT + self.past_B[:, None]

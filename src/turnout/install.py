@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,6 +15,7 @@ from turnout.checks import check_block, check_hides, check_units, warn_of_leaks
 from turnout.errors import UserError
 from turnout.execute.attend import watch_attention
 from turnout.execute.routing import Routing
+from turnout.execute.writing import generate, reads_out
 from turnout.hosts.attach import blocks_of, find_family
 from turnout.hosts.price import price
 from turnout.hosts.swap import restore
@@ -120,6 +122,8 @@ def install(
     )
     object.__setattr__(model, "_turnout_hooks", handles)
     object.__setattr__(model, "_turnout_attention", attention)
+    if reads_out(model):
+        model.__dict__["generate"] = MethodType(generate, model)
     model.config.turnout = spec
     return model
 
@@ -186,6 +190,7 @@ def uninstall(model: PreTrainedModel) -> PreTrainedModel:
         for name in _MARKS:
             module.__dict__.pop(name, None)
         restore(module)
+    model.__dict__.pop("generate", None)
     del model.turnout
     model.config.__dict__.pop("turnout")
     return model

@@ -119,6 +119,8 @@ class Trace(dict[str, Route]):
     nothing counts twice. ``mask_BT`` is the validity of tokens by stack, None = all valid.
     ``entered``: keys of sites whose attention ran for every sequence, those included in which
     nothing was chosen to run (a cache must be filled, or the block does more than this site).
+    ``written``: keys of sites where nothing ran and every token's keys and values were written
+    into a cache.
     ``memory``: what routers remembered in the pass, by site key and name; of traces that were
     collected by ``turnout.trace``.
     """
@@ -128,6 +130,7 @@ class Trace(dict[str, Route]):
         self.mask_BT: dict[str, Tensor | None] = {}
         self.shape_BT: dict[str, tuple[int, int]] = {}
         self.entered: set[str] = set()
+        self.written: set[str] = set()
         self.memory: dict[tuple[str, str], Tensor] = {}
 
     def valid_BT(self, stack: str) -> Tensor:

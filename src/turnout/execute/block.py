@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from turnout.execute.handle import BlockHandle, fills_cache
+from turnout.execute.handle import BlockHandle, cache_of
 from turnout.execute.narrow import Narrowed
 from turnout.execute.rows import is_weighted, modulate
+from turnout.execute.scope import is_reference
 from turnout.execute.span import Span, SpanStop
+from turnout.execute.writing import fill
 from turnout.flow import Flow
 
 
@@ -88,7 +90,12 @@ def _run_routed(
     run = Narrowed(handle, x_BTD, mask_BT, routes)
     if run.everything and not run.weighted:
         return host(x_BTD, *args, **kwargs)
-    cached = fills_cache(args, kwargs)
+    cache = cache_of(args, kwargs)
+    stops = run.nothing and not handle.must_enter and not is_reference()
+    if cache is not None and stops and fill(cache, lambda: run.execute(host, args, kwargs, True)):
+        flow.trace.written.update(site.key for site in handle.sites.values())
+        return x_BTD
+    cached = cache is not None
     enter = handle.must_enter or cached
     for kind, site in handle.sites.items():
         if cached if kind == "head" else enter or kind == "attention":

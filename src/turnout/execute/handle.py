@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from turnout.execute.routing import Routing
 
 
-def fills_cache(args: Iterable[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Is a block called with a key-value cache."""
-    return any(isinstance(value, Cache) for value in (*args, *kwargs.values()))
+def cache_of(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Cache | None:
+    """The key-value cache that a block is called with."""
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
 
 
 @dataclass(eq=False)

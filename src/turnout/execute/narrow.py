@@ -10,7 +10,7 @@ from torch import Tensor
 
 from turnout.execute.adapters import AdapterPlan, add_bottleneck
 from turnout.execute.experts import ExpertPlan
-from turnout.execute.handle import BlockHandle, fills_cache
+from turnout.execute.handle import BlockHandle, cache_of
 from turnout.execute.heads import HeadPlan
 from turnout.execute.reference import pick_sequences
 from turnout.execute.rows import is_weighted, round_up, rounded
@@ -56,6 +56,13 @@ class Narrowed:
             if units is not None and not bool((units.weight_BTU != 0).all()):
                 return False
         return all(bool(self._skipped(a).sum() == 0) for a in self.active.values())
+
+    @property
+    def nothing(self) -> bool:
+        """Does no real token run in any sub-block, so that keys and values are all there is."""
+        if self.adapters is not None or len(self.active) < len(self.handle.scopes):
+            return False
+        return not any(bool(self._real(active).any()) for active in self.active.values())
 
     def _skipped(self, active_BT: Tensor) -> Tensor:
         return ~active_BT if self.mask_BT is None else ~active_BT & self.mask_BT
@@ -121,7 +128,7 @@ class Narrowed:
                 if out is not None:
                     return out
             self._narrow_leaves(x_BTD, mine)
-            self._choose_parts(x_BTD, fills_cache(args, kwargs), mine)
+            self._choose_parts(x_BTD, cache_of(args, kwargs) is not None, mine)
             if handle.hide and handle.scopes["attention"].index_N is not None:
                 args, kwargs = hide_keys(args, kwargs, mine(self.active["attention"]), x_BTD)
             return self._adapted(host, x_BTD, args, kwargs, mine)

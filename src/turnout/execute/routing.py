@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
@@ -19,11 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from turnout.errors import UserError
+from turnout.execute.by_row import decide_by_row
 from turnout.execute.span import Span
+from turnout.execute.writing import Writing, read_past_B
 from turnout.flow import Flow
 from turnout.hosts.family import Stack
+from turnout.hosts.read_out import read_out
 from turnout.route import Route, Site, Trace, UnitCost
-from turnout.routers.base import Router, RouterConfig
+from turnout.routers.base import Router, RouterConfig, peeks
 
 _scopes: ContextVar[tuple[Trace, ...]] = ContextVar("turnout_traces", default=())
 
@@ -46,7 +49,9 @@ class Routing(nn.Module):
     block_costs: work of every block of the model, routed or not, by (stack, layer).
     units: what the host lacks and routers choose from (adapters), by stack and layer.
     spec: what the model's config says of its routers; the budget is kept there for saving.
-    seed: repeats the paths of random routers in inference; None draws a new one each pass.
+    seed: repeats the paths of random routers in inference; None draws a new one each pass, and one
+    for all passes of a call of ``generate``.
+    budget_B: a budget for each sequence of the passes that follow (see ``at``); None = one for all.
     task: what passes without ``task_ids`` ask for; None = they do not say.
     """
 
@@ -64,6 +69,8 @@ class Routing(nn.Module):
         self.stacks = stacks
         self.seed: int | None = None
         self.task: str | None = None
+        self.budget_B: Tensor | None = None
+        self._writing: Writing | None = None
         self.span: Span | None = None
         self._flow: Flow | None = None
         self._seen: Callable[[Flow], None] | None = None
@@ -78,8 +85,7 @@ class Routing(nn.Module):
 
     @budget.setter
     def budget(self, value: float) -> None:
-        if not (isinstance(value, Real) and 0.0 <= float(value) <= 1.0):
-            raise UserError(f"budget must be a number from 0 to 1, got {value!r}")
+        _check_budget(value)
         self.spec["budget"] = float(value)
 
     @property
@@ -88,14 +94,20 @@ class Routing(nn.Module):
         return self.spec.get("tasks", [])
 
     @contextmanager
-    def at(self, budget: float) -> Iterator[None]:
-        """Spend this budget inside, then go back to the earlier one."""
-        before = self.budget
-        self.budget = budget
+    def at(self, budget: float | Sequence[float]) -> Iterator[None]:
+        """Spend this budget inside, then go back to the earlier one. Several: one for each sequence
+        of a batch, or for each prompt of ``generate``."""
+        before, before_B = self.budget, self.budget_B
+        if isinstance(budget, Sequence):
+            for each in budget:
+                _check_budget(each)
+            self.budget_B = torch.tensor([float(each) for each in budget])
+        else:
+            self.budget, self.budget_B = budget, None
         try:
             yield
         finally:
-            self.budget = before
+            self.budget, self.budget_B = before, before_B
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -138,7 +150,35 @@ class Routing(nn.Module):
 
     def decide(self, site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
         """Ask the router that serves a site."""
-        return self._by_site[site.key].decide(site, hidden_BTD, flow)
+        router = self._by_site[site.key]
+        if flow.budget_B is None:
+            return router.decide(site, hidden_BTD, flow)
+        return decide_by_row(router, site, hidden_BTD, flow)
+
+    def check_writes(self) -> None:
+        """Raise UserError where a text cannot be written token by token."""
+        budgets = [self.budget] if self.budget_B is None else self.budget_B.tolist()
+        if self.all_routers() and min(budgets) == 0.0:
+            raise UserError(
+                "a budget of 0 would run nothing, and an answer would say nothing: set "
+                "model.turnout.budget above 0"
+            )
+        for router in self.all_routers():
+            if peeks(router):
+                raise UserError(
+                    f"router {router.config.kind!r} decides for a whole "
+                    f"{router.config.granularity} from all of its tokens, and a text that is being "
+                    "written has no end yet: use granularity: token, or stack: encoder"
+                )
+
+    @contextmanager
+    def writes(self, writing: Writing) -> Iterator[None]:
+        """All passes inside are of one call of ``generate``."""
+        before, self._writing = self._writing, writing
+        try:
+            yield
+        finally:
+            self._writing = before
 
     def current_flow(self) -> Flow:
         """The pass under way, or the last one: its trace and what the routers remembered."""
@@ -158,18 +198,40 @@ class Routing(nn.Module):
 
     def new_flow(self, model: nn.Module, inputs: dict[str, Any]) -> Flow:
         """The flow of a new pass with these model inputs."""
-        training = model.training
-        if self.seed is None or training:
+        training, writing = model.training, self._writing
+        if writing is not None:
+            seed = writing.seed
+            if (mask_BT := writing.mask_BT(inputs)) is not None:
+                inputs["attention_mask"] = mask_BT
+        elif self.seed is None or training:
             seed = int(torch.randint(0, 2**62, ()).item())
         else:
             seed = self.seed
-        mask_of = partial(self.token_mask, model, inputs)
-        task_B = self._asked(model, inputs)
-        return Flow(inputs, seed, self.budget, training, mask_of, task_B=task_B)
+        flow = Flow(inputs, seed, self.budget, training, partial(self.token_mask, model, inputs))
+        flow.task_B = self._asked(model, inputs)
+        first = _first_tensor(inputs)
+        if first is None:
+            return flow
+        batch = len(first)
+        if writing is not None:
+            flow.known_keys_B = writing.keys_B(batch)
+        flow.budget_B = self._budgets(batch, first.device)
+        if decoder := self.stacks.get("decoder"):
+            flow.past_B = read_past_B(inputs, decoder.mask, batch, first.device)
+            flow.read_out = partial(read_out, model, decoder)
+        return flow
+
+    def _budgets(self, batch: int, device: torch.device) -> Tensor | None:
+        """A budget for each row of a pass; None = one for all."""
+        if self.budget_B is None:
+            return None
+        if batch % len(self.budget_B) or (self._writing is None and batch != len(self.budget_B)):
+            raise UserError(f"{len(self.budget_B)} budgets are set for a batch of {batch}")
+        return self.budget_B.to(device).repeat_interleave(batch // len(self.budget_B))
 
     def _asked(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
         """The task of each sequence, from ``task_ids`` or ``task``; None = nobody says."""
-        first = next((v for v in inputs.values() if isinstance(v, Tensor) and v.ndim), None)
+        first = _first_tensor(inputs)
         ids = inputs.get("task_ids")
         task = self.task or getattr(model, "task", None)
         if ids is None and task is not None and first is not None:
@@ -275,6 +337,7 @@ class Routing(nn.Module):
             collected.mask_BT.update(flow.trace.mask_BT)
             collected.shape_BT.update(flow.trace.shape_BT)
             collected.entered.update(flow.trace.entered)
+            collected.written.update(flow.trace.written)
             collected.memory.update(flow.memory)
 
     def close(self) -> None:
@@ -293,6 +356,21 @@ class Routing(nn.Module):
             return copy
         finally:
             self._flow = flow
+
+
+def _check_budget(value: Any) -> None:
+    if not (isinstance(value, Real) and 0.0 <= float(value) <= 1.0):
+        raise UserError(f"budget must be a number from 0 to 1, got {value!r}")
+
+
+def _first_tensor(inputs: Mapping[str, Any]) -> Tensor | None:
+    """One whose first dimension is the batch: of encoded texts too, that a decoder goes on from."""
+    for value in inputs.values():
+        if isinstance(value, Tensor) and value.ndim:
+            return value
+        if isinstance(found := getattr(value, "last_hidden_state", None), Tensor):
+            return found
+    return None
 
 
 def _check_layerdrop(model: nn.Module) -> None:

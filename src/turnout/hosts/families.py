@@ -110,6 +110,7 @@ _llama = Stack(
     ffn=leaves(delta="mlp"),
     hideable=False,
     neurons=Neurons(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
+    final="norm",
 )
 register_family(Family("llama", ("llama", "mistral", "qwen2", "qwen3"), (_llama,)))
 
@@ -141,6 +142,7 @@ register_family(
                     delta="self_attn.dense",
                 ),
                 neurons=Neurons(("mlp.fc1",), "mlp.fc2"),
+                final="final_layernorm",
             ),
         ),
     )
@@ -159,6 +161,7 @@ register_family(
                 ffn=leaves(delta="mlp"),
                 hideable=False,
                 neurons=Neurons(("mlp.c_fc",), "mlp.c_proj"),
+                final="ln_f",
             ),
         ),
         (
@@ -205,6 +208,7 @@ register_family(
                 mask="decoder_attention_mask",
                 tuple_output=True,
                 hideable=False,
+                final="decoder.final_layer_norm",
             ),
         ),
     )
@@ -235,6 +239,7 @@ _bart_decoder = replace(
     mask="decoder_attention_mask",
     hideable=False,
     heads="decoder_attention_heads",
+    final="",
 )
 register_family(Family("bart", ("bart", "marian"), (_bart_encoder, _bart_decoder)))
 

@@ -67,7 +67,8 @@ class Stack:
     attention takes a fused projection apart at fixed places, so it must come in full width.
     neurons: the linear layers of the feed-forward network, for hosts whose ffn can be split.
     experts: path in a block of experts that the host has by itself; of a block without them, the
-    neurons count.
+    neurons count. final: path from the base model of the norm after the last block ("" = there is
+    none, None = the record does not say).
     """
 
     name: str
@@ -85,6 +86,7 @@ class Stack:
     whole_heads: bool = False
     neurons: Neurons | None = None
     experts: str = ""
+    final: str | None = None
 
 
 @dataclass(frozen=True)

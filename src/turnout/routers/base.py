@@ -207,6 +207,12 @@ class Router(nn.Module, ABC):
         return self.levels[-1][1]
 
 
+def peeks(router: Router) -> bool:
+    """Would later tokens decide for earlier ones, in a decoder that predicts tokens."""
+    whole = router.pools and router.config.granularity != "token"
+    return whole and any(site.stack == "decoder" for site in router.sites)
+
+
 def masked_mean(hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
     """Mean over the real tokens, (B, D), in float32."""
     hidden = hidden_BTD.float()
