@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from turnout.routers import RouterConfig as RouterConfig
     from turnout.train.calibrate import calibrate as calibrate
     from turnout.train.prepare import prepare as prepare
+    from turnout.train.risk import bound_risk as bound_risk
     from turnout.train.saving import load as load
 
 _HOMES = {
@@ -47,6 +48,7 @@ _HOMES = {
     "turnout.routers": ("ROUTERS", "Router", "RouterConfig"),
     "turnout.train.calibrate": ("calibrate",),
     "turnout.train.prepare": ("prepare",),
+    "turnout.train.risk": ("bound_risk",),
     "turnout.train.saving": ("load",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

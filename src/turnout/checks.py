@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.routing import Routing
+from turnout.hosts.read_out import check_read_out
 from turnout.hosts.view import BlockView
 from turnout.routers import HostShape, Router
 from turnout.routers.base import peeks
@@ -53,6 +54,16 @@ def warn_of_leaks(routers: Iterable[Router], shape: HostShape) -> None:
                 "decide for earlier ones: use granularity: token, or stack: encoder",
                 stacklevel=3,
             )
+
+
+def check_outlets(
+    model: PreTrainedModel, routers: Iterable[Router], views: Iterable[BlockView]
+) -> None:
+    """Raise UserError where a router reads states out, and the host cannot."""
+    stacks = {view.stack.name: view.stack for view in views}
+    for router in routers:
+        for name in dict.fromkeys(site.stack for site in router.sites) if router.reads_out else ():
+            check_read_out(model, stacks[name])
 
 
 def check_units(routing: Routing, watched: dict[tuple[str, int], str]) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from turnout.building import build, hidden_stacks, host_shape, watched_layers
-from turnout.checks import check_block, check_hides, check_units, warn_of_leaks
+from turnout.checks import check_block, check_hides, check_outlets, check_units, warn_of_leaks
 from turnout.errors import UserError
 from turnout.execute.attend import watch_attention
 from turnout.execute.routing import Routing
@@ -96,6 +96,7 @@ def install(
     for view in views:
         check_block(model, view)
     warn_of_leaks(built.values(), shape)
+    check_outlets(model, built.values(), views)
     device = next(model.parameters()).device
     stacks = {view.stack.name: view.stack for view in views}
     costs = {(view.stack.name, view.layer): price(view, "layer") for view in views}

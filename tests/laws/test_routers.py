@@ -116,6 +116,10 @@ def table() -> dict[str, Spec]:
             rows[f"exit-{criterion}-{grain}"] = dict(
                 kind="exit", criterion=criterion, granularity=grain, hold_last=0
             )
+    for criterion in ("learned", "confidence", "state", "patience"):
+        rows[f"token-exit-{criterion}"] = dict(
+            kind="token-exit", criterion=criterion, granularity="token"
+        )
     rows["exit-first-hidden"] = dict(kind="exit", pool="first", hidden=8, cascade=False)
     for site in ("output", "adapter"):
         for reads in ("input", "task", "both"):
@@ -173,6 +177,11 @@ def routed(spec: Spec) -> PreTrainedModel:
         turnout.install(several.eval(), [spec])
         shake(several)
         return several
+    if spec["kind"] == "token-exit":
+        causal = hf.LlamaConfig(**{**COMMON, "num_hidden_layers": 4})
+        writer = turnout.install(hf.LlamaForCausalLM(causal).eval(), [spec])
+        shake(writer)
+        return writer
     tokens = spec["kind"] == "exit" and by_token
     cls = hf.BertForTokenClassification if tokens else hf.BertForSequenceClassification
     model = turnout.install(cls(config).eval(), [spec])
@@ -238,7 +247,7 @@ def test_weights_are_finite_and_not_negative(spec: Spec, training: bool) -> None
             for extra in (route.score_BTU, route.log_prob_BT):
                 assert extra is None or extra.isfinite().all()
             seen.append(route.weight_BTU.flatten())
-    if not (training and spec["kind"] == "exit"):  # in training its heads see every layer
+    if not (training and spec["kind"].endswith("exit")):  # in training their heads see every layer
         assert 0 < float(torch.cat(seen).mean()) < 1
 
 
@@ -339,14 +348,16 @@ def test_gradient_reaches_every_parameter(spec: Spec) -> None:
     given = [route.weight_BTU for route in trace.values()]
     given += [route.score_BTU for route in trace.values() if route.score_BTU is not None]
     given += [route.log_prob_BT for route in trace.values() if route.log_prob_BT is not None]
-    flow, labels = model.turnout.current_flow(), torch.arange(6) % 3
-    given += list(flow.memory.values())
+    flow, labels, logits = model.turnout.current_flow(), torch.arange(6) % 3, torch.zeros(6, 3)
+    if spec["kind"] == "token-exit":
+        labels, logits = torch.arange(54).view(6, 9), torch.randn(6, 9, 60)
+    given += [value for key, value in flow.memory.items() if key[1] != "state"]
     (router,) = model.turnout.all_routers()
     if not (router.host.per_token or spec["kind"] == "exit"):
-        given += list(router.losses(flow, torch.zeros(6, 3), labels, None).values())
+        given += list(router.losses(flow, logits, labels, None).values())
     parts = [value.float().square().sum() for value in given if value.requires_grad]
     own = dict(router.named_parameters())
-    assert bool(parts) == bool(own)
+    assert bool(parts) == bool(own) or spec["kind"] == "token-exit"  # teaches the host
     if not parts:
         return
     torch.stack(parts).sum().backward()

@@ -21,6 +21,7 @@ from turnout.routers.random_jump import RandomJumpConfig, RandomJumpRouter
 from turnout.routers.random_skip import RandomSkipConfig, RandomSkipRouter
 from turnout.routers.random_unit import RandomUnitConfig, RandomUnitRouter
 from turnout.routers.token_attention import TokenAttentionConfig, TokenAttentionRouter
+from turnout.routers.token_exit import TokenExitConfig, TokenExitRouter
 
 ROUTERS: Registry[type[Router]] = Registry("router")
 for _router in (
@@ -35,6 +36,7 @@ for _router in (
     RandomSkipRouter,
     RandomUnitRouter,
     TokenAttentionRouter,
+    TokenExitRouter,
 ):
     ROUTERS.add(_router.Config.model_fields["kind"].default, _router)
 
@@ -49,6 +51,7 @@ AnyRouterConfig = Annotated[
     | RandomJumpConfig
     | RandomSkipConfig
     | RandomUnitConfig
-    | TokenAttentionConfig,
+    | TokenAttentionConfig
+    | TokenExitConfig,
     Field(discriminator="kind"),
 ]

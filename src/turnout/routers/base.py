@@ -118,6 +118,7 @@ class Router(nn.Module, ABC):
     1. pools: decisions for a sequence are taken from a summary of all of its tokens. fits: must
     see embedded training rows before it can route; found: what that fit found. watch: the attention
     that it must see of the block before each site: that of the class token, or of all; None = none.
+    reads_out: asks what the host would say if it stopped at a state (``flow.read_out``).
     ceiling: the largest score there can be. token_memory: names in ``flow.memory`` whose second
     dimension is T. done: part of the training that is over, 0..1.
     """
@@ -129,6 +130,7 @@ class Router(nn.Module, ABC):
     pools: ClassVar[bool] = True
     fits: ClassVar[bool] = False
     watch: Literal["class", "all"] | None = None
+    reads_out: bool = False
     token_memory: frozenset[str] = frozenset()
 
     def __init__(self, config: RouterConfig, sites: tuple[Site, ...], host: HostShape) -> None:
