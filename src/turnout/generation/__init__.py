@@ -1,1 +1,1 @@
-"""Uses of a model that writes: chat, continuations, more training rows, and how varied texts are."""
+"""Uses of models that write: chat, continuations, more training rows, and how varied texts are."""

@@ -31,7 +31,7 @@ def open_model(name: str | Path) -> tuple[PreTrainedModel, Any]:
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise UserError(
-                f"{name}: the tokenizer has neither pad_token nor eos_token: set one of them in its "
+                f"{name}: the tokenizer has neither pad_token nor eos_token: set one in its "
                 "tokenizer_config.json"
             )
         tokenizer.pad_token = tokenizer.eos_token
@@ -55,7 +55,7 @@ def _language_model(name: str) -> tuple[PreTrainedModel, Any]:
     source, config = locate(name), open_config(name)
     if Path(source).is_dir():
         check_weights(Path(source))
-    # of families of encoders, whose checkpoints would load, and write by looking ahead
+    # families of encoders: their checkpoints would load, and write by looking ahead
     if "is_decoder" in _fields(config) and not (config.is_decoder or config.is_encoder_decoder):
         raise UserError(f"{name}: an encoder ({config.model_type}) does not write text")
     kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -68,7 +68,9 @@ def _language_model(name: str) -> tuple[PreTrainedModel, Any]:
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{name}: cannot be loaded as a language model: {first_line(error)}") from None
+        raise UserError(
+            f"{name}: cannot be loaded as a language model: {first_line(error)}"
+        ) from None
     lost = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if lost:
         raise UserError(
@@ -80,4 +82,6 @@ def _language_model(name: str) -> tuple[PreTrainedModel, Any]:
 
 def _fields(config: Any) -> set[str]:
     """Names that a kind of config has of its own."""
-    return {name for cls in type(config).__mro__[:1] for name in vars(cls).get("__annotations__", {})}
+    return {
+        name for cls in type(config).__mro__[:1] for name in vars(cls).get("__annotations__", {})
+    }

@@ -40,37 +40,38 @@ class Prompts:
         notes: list[str] = []
         room = self._room(answer_tokens)
         if room is None:
-            return self.ids(history.system, history.turns, self._asked(question, shown)), notes
+            return self.ids(history.system, history.turns, asked(question, shown)), notes
         left = room - self._cost(history.system) - ROLE_COST
         if left < min(LEAST, room // 2):
             raise UserError(f"the system text leaves no room in a context of {room} tokens")
         if shown and self._cost(question) + self._cost(shown) > left:
-            shown, _ = "", notes.append("stored answers left out: they do not fit the context")
+            shown = ""
+            notes.append("stored answers left out: they do not fit the context")
         question, cut = self._cut(question, left)
         if cut:
             notes.append(f"message cut to its last {left:,} tokens, which fit the context")
-        left -= self._cost(self._asked(question, shown))
+        left -= self._cost(asked(question, shown))
         kept = self._newest(history.turns, left)
-        ids = self.ids(history.system, kept, self._asked(question, shown))
+        ids = self.ids(history.system, kept, asked(question, shown))
         step = 1
         while len(ids) > room and kept:  # marks of the template cost more than was thought
             kept = kept[2 * step :]
             step *= 2
-            ids = self.ids(history.system, kept, self._asked(question, shown))
+            ids = self.ids(history.system, kept, asked(question, shown))
         if len(ids) > room:
             question, _ = self._cut(question, max(1, self._count(question) - (len(ids) - room) - 2))
-            ids = self.ids(history.system, [], self._asked(question, shown))[-room:]
+            ids = self.ids(history.system, [], asked(question, shown))[-room:]
         if len(kept) < len(history.turns):
             gone = (len(history.turns) - len(kept)) // 2
             notes.append(f"the oldest {gone} exchange(s) left out: they do not fit the context")
         return ids, notes
 
-    def ids(self, system: str, turns: Sequence[Turn], asked: str) -> list[int]:
+    def ids(self, system: str, turns: Sequence[Turn], newest: str) -> list[int]:
         """The prompt of some turns and a question."""
         if not self.template:
-            return self.writer.encode(transcript(system, turns, asked))
-        said = [{"role": t.role, "content": self._asked(t.text, t.shown)} for t in turns]
-        said.append({"role": "user", "content": asked})
+            return self.writer.encode(transcript(system, turns, newest))
+        said = [{"role": t.role, "content": asked(t.text, t.shown)} for t in turns]
+        said.append({"role": "user", "content": newest})
         return self.writer.encode(self._templated(system, said), special=False)
 
     def _templated(self, system: str, said: list[dict[str, str]]) -> str:
@@ -98,7 +99,7 @@ class Prompts:
         """The newest exchanges that fit."""
         first = len(turns)
         while first >= 2:
-            left -= sum(self._cost(self._asked(t.text, t.shown)) for t in turns[first - 2 : first])
+            left -= sum(self._cost(asked(t.text, t.shown)) for t in turns[first - 2 : first])
             if left < 0:
                 break
             first -= 2
@@ -119,13 +120,14 @@ class Prompts:
             self._counts[text] = len(self.writer.encode(text, special=False))
         return self._counts[text]
 
-    @staticmethod
-    def _asked(question: str, shown: str) -> str:
-        return f"{shown}\n\n{question}" if shown else question
+
+def asked(question: str, shown: str) -> str:
+    """A question as the model reads it, with what is shown beside it."""
+    return f"{shown}\n\n{question}" if shown else question
 
 
-def transcript(system: str, turns: Sequence[Turn], asked: str) -> str:
+def transcript(system: str, turns: Sequence[Turn], newest: str) -> str:
     """A chat as plain text, up to where the next answer begins."""
     lines = [f"{NAMES['system']}: {system}"] if system else []
-    lines += [f"{NAMES[t.role]}: {f'{t.shown}\n\n' if t.shown else ''}{t.text}" for t in turns]
-    return "\n".join([*lines, f"{NAMES['user']}: {asked}", f"{NAMES['assistant']}:"])
+    lines += [f"{NAMES[t.role]}: {asked(t.text, t.shown)}" for t in turns]
+    return "\n".join([*lines, f"{NAMES['user']}: {newest}", f"{NAMES['assistant']}:"])

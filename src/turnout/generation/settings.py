@@ -17,10 +17,10 @@ class WriteSettings(BaseModel):
     max_new_tokens: the most that one answer may have. temperature, top_p (Holtzman et al. 2020,
     arXiv 1904.09751), top_k, min_p (Nguyen et al. 2024, arXiv 2407.01082): of sampling. beams: more
     than one is beam search, which does not sample. repetition_penalty: above 1, tokens that were
-    there already are less likely (Keskar et al. 2019, arXiv 1909.05858). budget: share of the routed
-    work, above 0 and at most 1. noise: scale of trained noise. seed: repeats the draws and the
-    paths; None = new ones each time. greedy: always the likeliest token. stop: strings that end an
-    answer, and are not part of it.
+    there already are less likely (Keskar et al. 2019, arXiv 1909.05858). budget: share of the
+    routed work, above 0 and at most 1. noise: scale of trained noise. seed: repeats the draws and
+    the paths; None = new ones each time. greedy: always the likeliest token. stop: strings that end
+    an answer, and are not part of it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

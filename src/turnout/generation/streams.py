@@ -106,8 +106,8 @@ class Stream(BaseStreamer):
 
 
 class Halt(StoppingCriteria):
-    """Ends rows whose text has a stop string, and all of them when asked to; notes the time of every
-    step, in seconds since the start."""
+    """Ends rows whose text has a stop string, and all of them when asked to; notes the time of
+    every step, in seconds since the start."""
 
     def __init__(self, rows: Sequence[Pieces], asked: Callable[[], bool]) -> None:
         self.rows, self.asked = rows, asked

@@ -15,8 +15,8 @@ from turnout.route import Trace
 @dataclass(frozen=True)
 class Pass:
     """One pass, of B rows. spent_B and whole_B: routed work and what it would be if everything ran,
-    FLOPs. ran: by site key, how many tokens' worth of it ran in each row, (B,). tokens: by site key,
-    real tokens of each row, (B,). prompt: does the pass only read (an encoder's)."""
+    FLOPs. ran: by site key, how many tokens' worth of it ran in each row, (B,). tokens: by site
+    key, real tokens of each row, (B,). prompt: does the pass only read (an encoder's)."""
 
     spent_B: Tensor
     whole_B: Tensor
@@ -53,8 +53,8 @@ def _stacks(trace: Trace) -> set[str]:
 
 @dataclass
 class Work:
-    """The passes of one call, in their order; watch a routing with ``see``. prompts, samples, beams:
-    how many of them, of answers to each, and of beams of each, stand in the call."""
+    """The passes of one call, in their order; watch a routing with ``see``. prompts, samples,
+    beams: how many of them, of answers to each, and of beams of each, stand in the call."""
 
     prompts: int
     samples: int

@@ -29,8 +29,8 @@ UNBOUNDED = 10**9  # what tokenizers say that know no length is larger still
 @dataclass(frozen=True)
 class Written:
     """One answer. prompt: its place among the prompts. ids: its tokens, an end token left out.
-    tokens: how many there are. seconds: from the start of its batch to its last token. share: of the
-    routed work of the host, over all passes that it took part in, 0..1. stop: why it ends: the
+    tokens: how many there are. seconds: from the start of its batch to its last token. share: of
+    the routed work of the host, over all passes that it took part in, 0..1. stop: why it ends: the
     model's end token, the most tokens, a stop string, or an interrupt. layers: by site key, the
     share of its tokens (those of the prompt included) that ran there."""
 
@@ -113,8 +113,8 @@ class Writer:
         the same call writes the same texts; another batch size draws others. An interrupt (see
         ``stop``) ends all answers; prompts that were not begun are left out of the result.
 
-        Raises UserError: an empty prompt, one that leaves no room in the context, or a dial that the
-        model does not have.
+        Raises UserError: an empty prompt, one that leaves no room in the context, or a dial that
+        the model does not have.
         """
         settings = settings or WriteSettings()
         ids = [self.encode(p) if isinstance(p, str) else list(p) for p in prompts]
