@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -39,13 +39,13 @@ class AugmentSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    per_example: int = Field(1, ge=1)
-    examples: int = Field(4, ge=1)
+    per_example: Annotated[int, Field(ge=1)] = 1
+    examples: Annotated[int, Field(ge=1)] = 4
     template: str = TEMPLATE
-    likeness: float = Field(0.8, gt=0, le=1)
-    threshold: float = Field(0.5, ge=0, le=1)
-    least_words: int = Field(2, ge=1)
-    seed: int = Field(0, ge=0)
+    likeness: Annotated[float, Field(gt=0, le=1)] = 0.8
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    least_words: Annotated[int, Field(ge=1)] = 2
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from transformers import GenerationConfig
@@ -25,16 +25,16 @@ class WriteSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_new_tokens: int = Field(128, ge=1)
-    temperature: float | None = Field(None, gt=0)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
-    min_p: float | None = Field(None, ge=0, le=1)
-    beams: int = Field(1, ge=1)
-    repetition_penalty: float | None = Field(None, gt=0)
-    budget: float | None = Field(None, gt=0, le=1)
-    noise: float | None = Field(None, ge=0)
-    seed: int | None = Field(None, ge=0, lt=2**62)
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    temperature: Annotated[float | None, Field(gt=0)] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    top_k: Annotated[int | None, Field(ge=0)] = None
+    min_p: Annotated[float | None, Field(ge=0, le=1)] = None
+    beams: Annotated[int, Field(ge=1)] = 1
+    repetition_penalty: Annotated[float | None, Field(gt=0)] = None
+    budget: Annotated[float | None, Field(gt=0, le=1)] = None
+    noise: Annotated[float | None, Field(ge=0)] = None
+    seed: Annotated[int | None, Field(ge=0, lt=2**62)] = None
     greedy: bool = False
     stop: tuple[str, ...] = ()
 
@@ -50,8 +50,17 @@ class WriteSettings(BaseModel):
 
 def settings_of(**fields: Any) -> WriteSettings:
     """Settings from values that a user gave. Raises UserError, which names the field."""
+    return checked(WriteSettings, **fields)
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def checked(kind: type[S], **fields: Any) -> S:
+    """A record of some kind from values that a user gave. Raises UserError, which names the
+    field."""
     try:
-        return WriteSettings(**fields)
+        return kind(**fields)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, StoppingCriteriaList
 
 from turnout.errors import UserError
-from turnout.execute.mode import evaluating
 from turnout.generation.dials import dialled, routing_of
 from turnout.generation.opening import open_model
 from turnout.generation.settings import WriteSettings, generation_config
@@ -54,10 +53,11 @@ class Written:
 
 
 class Writer:
-    """A model that writes, and its tokenizer. ``Writer.open`` makes one of a folder or a name."""
+    """A model that writes, put into eval mode, and its tokenizer. ``Writer.open`` makes one of
+    a folder or a name."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = model.eval(), tokenizer
         self._asked = threading.Event()
         self._before = self._first_ids()
 
@@ -122,7 +122,7 @@ class Writer:
         self._asked.clear()
         found: list[Written] = []
         at_once = max(1, batch // samples)
-        with dialled(self.model, settings), evaluating(self.model):
+        with dialled(self.model, settings):
             for first in range(0, len(ids), at_once):
                 if self._asked.is_set():
                     break
