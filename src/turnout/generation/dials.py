@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from turnout.errors import UserError
+from turnout.flow import Flow
 from turnout.generation.settings import WriteSettings
+from turnout.route import Route, Site
 
 NOISE = "noise_scale"  # of the routing of a model with trained noise
 
@@ -52,11 +56,27 @@ def dialled(model: Any, settings: WriteSettings) -> Iterator[None]:
             setattr(routing, name, value)
 
 
-def dense(model: Any) -> WriteSettings:
-    """The dials at which a model is its dense host: everything runs, nothing is perturbed."""
-    fields: dict[str, float] = {}
-    if routing_of(model) is not None:
-        fields["budget"] = 1.0
-    if has_noise(model):
-        fields["noise"] = 0.0
-    return WriteSettings(**fields)  # type: ignore[arg-type]
+@contextmanager
+def dense(model: Any) -> Iterator[None]:
+    """A model is its dense host inside: budget 1, no trained noise, and every unit of the host
+    runs, also where a router would skip it at budget 1 (random ones do). Units that the host lacks
+    are routed as at budget 1."""
+    routing = routing_of(model)
+    if routing is None:
+        yield
+        return
+    fields: dict[str, float] = {"budget": 1.0, **({"noise": 0.0} if has_noise(model) else {})}
+    decide = routing.decide
+
+    def whole(site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:
+        route: Route = decide(site, hidden_BTD, flow)
+        if routing.config_of(site).owns_units:
+            return route
+        return replace(route, weight_BTU=torch.ones_like(route.weight_BTU))
+
+    with dialled(model, WriteSettings(**fields)):  # type: ignore[arg-type]
+        routing.decide = whole
+        try:
+            yield
+        finally:
+            del routing.decide

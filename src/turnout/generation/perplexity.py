@@ -10,7 +10,7 @@ from torch import Tensor
 
 from turnout.errors import UserError
 from turnout.flow import IGNORED
-from turnout.generation.dials import dense, dialled
+from turnout.generation.dials import dense
 from turnout.generation.writer import Writer
 
 
@@ -19,15 +19,15 @@ def surprise(
     writer: Writer, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch: int = 16
 ) -> list[tuple[float, int]]:
     """Of each pair of a prompt and what follows it, both token ids: the negative log-likelihood of
-    the latter, in nats, and how many tokens that is over. The model is its dense host here: a
-    routed one has budget 1, trained noise is off. What lies beyond the context is not counted.
+    the latter, in nats, and how many tokens that is over. The model is its dense host here (see
+    ``dense``). What lies beyond the context is not counted.
 
     Raises UserError for an empty prompt.
     """
     if any(not prompt for prompt, _ in pairs):
         raise UserError("a prompt is empty: nothing can follow it")
     found: list[tuple[float, int]] = []
-    with dialled(writer.model, dense(writer.model)):
+    with dense(writer.model):
         for first in range(0, len(pairs), batch):
             found += _batch(writer, pairs[first : first + batch])
     return found
