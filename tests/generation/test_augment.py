@@ -80,7 +80,7 @@ def test_cleaning() -> None:
     assert cleaned("good:good", "good") == "good"
     assert cleaned("\x07a b\u200b", "x") == "a b"
     assert cleaned("", "x") == "" and normalized("Ｆine—DAY!") == "fine day"
-    with pytest.raises(UserError, match="needs .label. and .text."):
+    with pytest.raises(UserError, match=r"needs .label. and .text."):
         prompts(ROWS, AugmentSettings(template="{text}"))
     with pytest.raises(UserError, match="must stand before"):
         prompts(ROWS, AugmentSettings(template="{text} {label}"))

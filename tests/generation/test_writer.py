@@ -123,6 +123,11 @@ def test_an_interrupt_keeps_what_was_written(writer: Writer) -> None:
     assert len(found) == 1 and found[0].stop == "interrupted"
     assert found[0].text == "".join(seen) and found[0].tokens < 10
     assert writer.write(["a"], SEED)[0].stop == "length"  # an interrupt is over afterwards
+    writer.stop()
+    assert writer.write(["a"], SEED) == []  # it came between two calls
+    writer.stop()
+    writer.resume()
+    assert writer.write(["a"], SEED)
 
 
 def test_beams_write_several_texts_of_one_share(writer: Writer) -> None:

@@ -81,7 +81,8 @@ class Part:
                 texts.append(str(json.loads(line)))
             except json.JSONDecodeError:
                 break
-        return texts
+        # whole chunks alone: each has a seed, and is drawn as it would have been
+        return texts[: len(texts) // CHUNK * CHUNK]
 
     def add(self, texts: Sequence[str]) -> None:
         """Keep more."""

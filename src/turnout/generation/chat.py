@@ -62,7 +62,10 @@ class Chat:
         settings = self.settings.but(stop=(*self.settings.stop, *self.prompts.stops))
         if settings.seed is not None:
             settings = settings.but(seed=settings.seed + attempt)
-        (written,) = self.writer.write([prompt], settings, on_text)
+        answers = self.writer.write([prompt], settings, on_text)
+        if not answers:
+            raise UserError("interrupted before anything was written")
+        (written,) = answers
         self.history.add("user", question, shown=shown)
         self.history.add("assistant", written.text.strip(), facts=written.facts())
         self.last, self._attempt = written, attempt

@@ -71,8 +71,13 @@ def chat(
     """Talk with a model. Ctrl-C stops an answer, and at the prompt ends the chat; /help there."""
     calm()
     from turnout.files import make_folder
-    from turnout.generation.chat import Chat
     from turnout.generation.history import History
+
+    if history is not None:
+        make_folder(history.parent)
+        if history.exists():
+            History.load(history)  # before all that takes time
+    from turnout.generation.chat import Chat
     from turnout.generation.settings import settings_of
     from turnout.generation.stored import Stored
     from turnout.generation.terminal import talk
@@ -83,10 +88,6 @@ def chat(
         beams=beams, repetition_penalty=repetition_penalty, greedy=greedy, budget=budget,
         noise=noise, seed=seed,
     )  # fmt: skip
-    if history is not None:
-        make_folder(history.parent)
-        if history.exists():
-            History.load(history)  # before the model is opened, which takes time
     stored = None if answers is None else Stored.read(answers)
     writer = Writer.open(model, device)
     talk(Chat(writer, settings, system=system, history_file=history, stored=stored))
@@ -136,12 +137,12 @@ def generate(
     if out is not None:
         make_folder(out.parent)
     writer, console, lines = Writer.open(model, device), stdout(), list[str]()
-    stopped = False
+    finished = 0
     with interruptible(writer), progress(len(asked), "prompts", bars(quiet)) as done:
         texts = continuations(writer, asked, settings, samples, batch, done)
         for prompt, answers in zip(asked, texts, strict=False):
             lines += rows_of(prompt, answers)
-            stopped = stopped or any(each.stop == "interrupted" for each in answers)
+            finished += all(each.stop != "interrupted" for each in answers)
             if not quiet:
                 console.print(shown(prompt, answers, side_by_side, console.width))
     if out is not None:
@@ -151,6 +152,6 @@ def generate(
     elif quiet:
         for line in lines:
             typer.echo(line)
-    if stopped:
+    if finished < len(asked):
         stderr().print("stopped; what was written until then is kept")
         raise typer.Exit(STOPPED)

@@ -47,11 +47,11 @@ def continuations(
         # its own draws for each batch, and the same whichever prompts came before it
         own = settings if settings.seed is None else settings.but(seed=settings.seed + first)
         found = writer.write(part, own, samples=samples, batch=batch)
-        for place in range(len(part)):
-            yield [each for each in found if each.prompt == place]
+        for place in range(len(found) // samples):
+            yield found[place * samples : (place + 1) * samples]
         if done is not None:
             done(first + len(part))
-        if any(each.stop == "interrupted" for each in found):
+        if not found or any(each.stop == "interrupted" for each in found):
             return
 
 

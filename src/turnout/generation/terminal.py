@@ -99,6 +99,7 @@ def interruptible(writer: Writer) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        writer.resume()
 
 
 def printable(text: str) -> str:

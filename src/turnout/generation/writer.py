@@ -70,8 +70,13 @@ class Writer:
 
     def stop(self) -> None:
         """End the answers under way after the token that is being written; what was written is
-        kept. May be called by a signal handler, or another thread."""
+        kept. Where nothing is written, the next call writes nothing. May be called by a signal
+        handler, or another thread."""
         self._asked.set()
+
+    def resume(self) -> None:
+        """Forget a ``stop`` that came when nothing was written any more."""
+        self._asked.clear()
 
     @property
     def context(self) -> int | None:
@@ -119,16 +124,18 @@ class Writer:
         settings = settings or WriteSettings()
         ids = [self.encode(p) if isinstance(p, str) else list(p) for p in prompts]
         self._check(ids)
-        self._asked.clear()
         found: list[Written] = []
         at_once = max(1, batch // samples)
-        with dialled(self.model, settings):
-            for first in range(0, len(ids), at_once):
-                if self._asked.is_set():
-                    break
-                part = ids[first : first + at_once]
-                tell = _shifted(on_text, first * samples)
-                found += self._batch(part, first, settings, samples, tell)
+        try:
+            with dialled(self.model, settings):
+                for first in range(0, len(ids), at_once):
+                    if self._asked.is_set():
+                        break
+                    part = ids[first : first + at_once]
+                    tell = _shifted(on_text, first * samples)
+                    found += self._batch(part, first, settings, samples, tell)
+        finally:
+            self._asked.clear()
         return found
 
     @torch.inference_mode()
