@@ -176,9 +176,19 @@ def test_what_can_be_opened(tmp_path: Path, dense_folder: Path) -> None:
     assert Writer.open(dense_folder, "cpu").context == 64
     with pytest.raises(UserError, match="no such folder"):
         Writer.open(tmp_path / "nothing" / "there")
-    tiny.save_host(tmp_path / "bert")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        bert = hf.BertForMaskedLM(tiny.bert_config())
+    saving.save(bert, tiny.tokenizer(), tmp_path / "bert")
     with pytest.raises(UserError, match="an encoder \\(bert\\) does not write"):
         Writer.open(tmp_path / "bert")
+    sizes: dict[str, Any] = dict(
+        vocab_size=34, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=24, max_position_embeddings=32, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    neox = hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**sizes))  # its config says is_decoder: false
+    saving.save(neox, tiny.tokenizer(), tmp_path / "neox")
+    assert Writer.open(tmp_path / "neox", "cpu").write(["a"], SEED)
     body = llama().model
     body.save_pretrained(tmp_path / "body")
     tiny.tokenizer().save_pretrained(tmp_path / "body")

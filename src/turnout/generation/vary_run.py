@@ -15,6 +15,7 @@ from turnout.generation.arms import arms_of, default_arms
 from turnout.generation.progress import progress
 from turnout.generation.settings import WriteSettings
 from turnout.generation.terminal import interruptible
+from turnout.generation.variety import self_bleu
 from turnout.generation.vary import Encode, VaryResults, begin, measure_arm
 from turnout.generation.writer import Writer
 from turnout.train.host import open_language_model, open_tokenizer
@@ -42,6 +43,7 @@ def vary_all(
     wanted = None if arms is None else arms_of(arms)  # mistakes before the model is opened
     # an encoder adds a measure, so its rows do not stand beside rows without it
     results = begin(out, f"{model} {encoder or ''}".strip(), prompts, samples, plain)
+    self_bleu(["a", "b"])  # is what it needs installed
     writer = Writer.open(model, device)
     chosen = arms_of(default_arms(writer.model)) if wanted is None else wanted
     encode = None if encoder is None else sentence_encoder(encoder, device)

@@ -81,7 +81,8 @@ class Writer:
     @property
     def context(self) -> int | None:
         """Tokens that the model can read, of decoders together with what they write; None = no
-        bound is known."""
+        bound is known. Tokenizers of decoders often name a bound of training, which is passed
+        over where the model has positions for more."""
         config: Any = self.model.config.get_text_config()
         most = getattr(config, "max_position_embeddings", None)
         bounds = [n for n in (most, self.tokenizer.model_max_length) if isinstance(n, int)]
