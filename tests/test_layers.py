@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "turnout"
 # From the bottom to the top. Modules of one layer may import each other.
 LAYERS = (
-    ("_version", "allocator", "errors", "files", "registry"),
+    ("_version", "allocator", "console", "errors", "files", "registry"),
     ("route",),
     ("select", "cost", "flow"),
     ("routers", "objectives"),
@@ -26,6 +26,7 @@ LAYERS = (
     ("double",),
     ("workers",),
     ("contest",),
+    ("generation",),
     ("cli", "demo.__main__", "__init__", "__main__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

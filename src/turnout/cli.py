@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from turnout._version import __version__
 from turnout.allocator import keep
+from turnout.console import bars as _bars
+from turnout.console import calm as _calm
+from turnout.console import listed as _listed
+from turnout.console import sayer as _sayer
+from turnout.console import stderr as _stderr
+from turnout.console import stdout as _stdout
 from turnout.errors import UserError
+from turnout.generation.cli import mount
 
 MISTAKE, REFUSED, STOPPED = 2, 3, 130
 
@@ -410,51 +416,16 @@ def schema(
     typer.echo(json.dumps(schema_of(), indent=2))
 
 
+mount(app)
+
+
 def main() -> None:
     """The entry point."""
     keep()
     app()
 
 
-def _stderr() -> Console:
-    return Console(stderr=True, soft_wrap=True)
-
-
-def _stdout() -> Console:
-    """Wide enough for our tables where nobody looks: in files and pipes."""
-    return Console(width=None if sys.stdout.isatty() else 140)
-
-
-def _bars(quiet: bool) -> bool:
-    return not quiet and sys.stderr.isatty()
-
-
-def _sayer(quiet: bool) -> Any:
-    """Prints to standard error, above a progress bar that may be there."""
-
-    def say(text: str) -> None:
-        from tqdm import tqdm
-
-        with tqdm.external_write_mode(file=sys.stderr):
-            _stderr().print(text, markup=False)
-
-    return (lambda text: None) if quiet else say
-
-
-def _listed(text: str) -> list[str]:
-    """What stands between commas."""
-    return [each.strip() for each in text.split(",") if each.strip()]
-
-
 def _seed(text: str) -> int:
     if not text.isdecimal():
         raise UserError(f"--seeds wants whole numbers with commas between, as 0,1,2; got {text!r}")
     return int(text)
-
-
-def _calm() -> None:
-    """The libraries below keep their notes and bars to themselves; ours say what matters."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # it tells of each retry

@@ -1,0 +1,1 @@
+"""Uses of models that write: chat, continuations, more training rows, and how varied texts are."""
