@@ -64,8 +64,7 @@ def wire_noise(view: BlockView, noise: nn.ModuleDict) -> None:
     """Tell a routed block of its noise."""
     handle: BlockHandle = view.module.__dict__["_turnout"]
     for kind in NOISES:
-        name = noise_name(view, kind)
-        found = noise[name] if name in noise else None
+        found = dict(noise.items()).get(noise_name(view, kind))
         if isinstance(found, FfnNoise):
             _end(view).__dict__["_turnout_noise"] = NoiseHandle(found, handle.scopes["ffn"])
         elif isinstance(found, AttentionNoise):
