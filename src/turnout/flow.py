@@ -35,7 +35,9 @@ _GOLDEN = _signed(0x9E3779B97F4A7C15)
 
 def _shift(value: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64 (torch's is arithmetic)."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
+    moved = value >> bits
+    moved &= (1 << (64 - bits)) - 1
+    return moved
 
 
 def hash_bits(key: Tensor, count: Tensor | int) -> Tensor:
@@ -44,9 +46,12 @@ def hash_bits(key: Tensor, count: Tensor | int) -> Tensor:
     same on every device. Shape as ``key`` and ``count`` broadcast."""
     step = (count + 1) * _GOLDEN
     value = key + (step if isinstance(step, Tensor) else _signed(step))
-    value = (value ^ _shift(value, 30)) * _MIX_1
-    value = (value ^ _shift(value, 27)) * _MIX_2
-    return value ^ _shift(value, 31)
+    value ^= _shift(value, 30)  # in place, as memory is what this waits for
+    value *= _MIX_1
+    value ^= _shift(value, 27)
+    value *= _MIX_2
+    value ^= _shift(value, 31)
+    return value
 
 
 def hash_uniform(key: Tensor, *salts: int) -> Tensor:
@@ -58,16 +63,21 @@ def hash_uniform(key: Tensor, *salts: int) -> Tensor:
     return _shift(value, 40).to(torch.float32) / (1 << 24)
 
 
-def hash_normal(key: Tensor, count: int) -> Tensor:
-    """Standard normal numbers, ``count`` to a key, in a new last dimension, float32.
+def hash_normal(key: Tensor, count: int, dim: int = -1) -> Tensor:
+    """Standard normal numbers, ``count`` to a key, in a new dimension, float32.
 
     Two to 64 bits by the transform of Box and Muller (1958): half as many hashes as numbers.
     """
-    half = torch.arange(-(-count // 2), device=key.device)
-    bits = hash_bits(key[..., None], half)
-    radius = (-2.0 * ((_shift(bits, 40) + 1).to(torch.float32) / (1 << 24)).log()).sqrt()
-    angle = ((bits & 0xFFFFFF).to(torch.float32)) * (2.0 * math.pi / (1 << 24))
-    return torch.cat([radius * angle.cos(), radius * angle.sin()], -1)[..., :count]
+    key = key.unsqueeze(dim)
+    shape = [1] * key.ndim
+    shape[dim] = -1
+    bits = hash_bits(key, torch.arange(-(-count // 2), device=key.device).view(shape))
+    radius = _shift(bits, 40).to(torch.float32)
+    radius = radius.add_(1.0).mul_(2.0**-24).log_().mul_(-2.0).sqrt_()
+    bits &= 0xFFFFFF
+    angle = bits.to(torch.float32).mul_(2.0 * math.pi / (1 << 24))
+    pair = [radius * angle.cos(), radius.mul_(angle.sin_())]
+    return torch.cat(pair, dim).narrow(dim, 0, count)
 
 
 def sequence_keys(input_ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:

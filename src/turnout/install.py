@@ -201,8 +201,8 @@ def install_lora(
 
 
 def uninstall(model: PreTrainedModel) -> PreTrainedModel:
-    """Take all routers and noise off: keys, classes and outputs are the host's again, bit for bit (with the
-    head that ``install_lora`` was told to take, which stays)."""
+    """Take all routers and noise off: keys, classes and outputs are the host's again, bit for bit
+    (with the head that ``install_lora`` was told to take, which stays)."""
     if not hasattr(model, "turnout"):
         raise UserError("this model is not routed")
     for handle in model.__dict__.pop("_turnout_hooks"):

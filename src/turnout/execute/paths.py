@@ -34,8 +34,8 @@ def check_paths(routing: Routing, paths: int) -> None:
         kinds = ", ".join(router.config.kind for router in routers)
         raise UserError(
             f"paths {paths}: these routers ({kinds}) take the same path each time at a budget of "
-            f"{routing.budget:g}; averaging needs random-jump or random-skip, or trained noise at a "
-            "noise_scale above 0"
+            f"{routing.budget:g}; averaging needs random-jump or random-skip, or trained noise "
+            "at a noise_scale above 0"
         )
 
 

@@ -88,7 +88,7 @@ def plain_entries(
                 place_of(model, name) if many else None,
             )
             for name, model in models.items()
-            if configs_of(model)
+            if not _only_noise(model)
             for b in sorted(set(budgets))[::-1]
         ),
         *(
@@ -109,10 +109,16 @@ def plain_entries(
 
 def _scales(model: PreTrainedModel, scales: Sequence[float]) -> Sequence[float]:
     """At which scales a model's noise is measured."""
-    routing: Any = model.turnout
-    if not routing.noise:
+    routing: Any = getattr(model, "turnout", None)
+    if routing is None or not routing.noise:
         return ()
-    return scales or (() if routing.sites else (1.0,))
+    return scales or ((1.0,) if _only_noise(model) else ())
+
+
+def _only_noise(model: PreTrainedModel) -> bool:
+    """Has a model trained noise and no router."""
+    routing: Any = getattr(model, "turnout", None)
+    return routing is not None and not routing.sites
 
 
 def random_specs(configs: Sequence[RouterConfig]) -> list[RandomSkipConfig]:

@@ -62,9 +62,9 @@ class Judged:
 
 
 def judge(entry: Entry, material: Material) -> Judged:
-    """Run an arm once, or once a draw of its noise: answers, use of units, FLOPs and peak memory. It
-    also warms the arm up. Of several draws, quality is the mean and the report that of the first.
-    """
+    """Run an arm once, or once a draw of its noise: answers, use of units, FLOPs and peak memory.
+    It also warms the arm up. Of several draws, quality is the mean, and the report that of the
+    first."""
     found: list[BulkResult] = []
 
     routing: Any = getattr(entry.model, "turnout", None)

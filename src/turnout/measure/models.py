@@ -204,9 +204,10 @@ def _notes(
     ] * bool(routed)
     if noisy:
         notes.append(
-            "Noise arms are the trained model at its own budget with its noise scaled: noise-100 is "
-            "as trained, noise-0 without. Their quality is the mean over draws of noise; its "
-            "interval is over examples, and `noise.spread` over draws. Noise is not counted as work."
+            "Noise arms are the trained model at its own budget with its noise scaled: noise-100 "
+            "is as trained, noise-0 without. Their quality is the mean over draws of noise; its "
+            "interval is over examples, and `noise.spread` over draws. Drawing is not counted as "
+            "work; seconds hold it."
         )
     if any(config.owns_units for model in routed for config in configs_of(model)):
         notes.append(

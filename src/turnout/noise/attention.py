@@ -54,13 +54,18 @@ class AttentionNoise(Noise):
         """What is added to the scaled logits but for the mean, (B, H, Q, K), float32. place_BQ,
         place_BK: of queries and keys in their texts; draws per sequence or pass depend on how far
         apart these are. scale: of the noise in this pass."""
+        heads = len(self.rho)
         if self.config.per == "token":
             keys_BQ = hash_bits(keys_B[:, None], place_BQ)
             keys_BQK = hash_bits(keys_BQ[:, :, None], place_BK[:, None])
-        else:
+            draw_BHQK = hash_normal(keys_BQK, heads, dim=1)
+        else:  # drawn once a distance S, and handed out to the pairs
             apart_BQK = place_BQ[:, :, None] - place_BK[:, None]
-            keys_BQK = hash_bits(keys_B[:, None, None], apart_BQK)
-        draw_BHQK = hash_normal(keys_BQK, len(self.rho)).permute(0, 3, 1, 2)
+            least, most = int(apart_BQK.min()), int(apart_BQK.max())
+            apart_S = torch.arange(least, most + 1, device=keys_B.device)
+            draw_BHS = hash_normal(hash_bits(keys_B[:, None], apart_S), heads, dim=1)
+            at_BHR = (apart_BQK - least).flatten(1)[:, None].expand(-1, heads, -1)
+            draw_BHQK = draw_BHS.gather(2, at_BHR).unflatten(2, apart_BQK.shape[1:])
         scale_H = scale * self.size * self.sigma
         return draw_BHQK * scale_H[:, None, None]
 
