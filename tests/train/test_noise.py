@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +12,13 @@ import pytest
 import tiny
 import torch
 from hosts_table import BY_NAME
+from rich.console import Console
 from transformers import TrainingArguments
 
 import turnout
 from turnout import UserError
 from turnout.files import read_json
+from turnout.inspect import inspect
 from turnout.measure.run import measure
 from turnout.objectives import ObjectivesConfig
 from turnout.predict import predict
@@ -66,6 +69,9 @@ def test_a_recipe_trains_loads_predicts_and_is_measured(text: str, tmp_path: Pat
     lines = list(predict(tmp_path / "run", test, trace=True, paths=2, budget=1.0))
     spreads = [json.loads(line)["spread"] for line in lines]
     assert len(spreads) == 20 and max(spreads) > 0
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(inspect(str(tmp_path / "run")))
+    assert "ffn in 2 blocks, attention in 2 blocks; scale 1" in console.export_text()
     results = measure(open_run(tmp_path / "run"), recipe.measure, progress=False)
     arms = {arm.name: arm for arm in results.arms if arm.family == "noise"}
     assert list(arms) == ["noise-100", "noise-50", "noise-0"]
