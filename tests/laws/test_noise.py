@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 import turnout
 from turnout.execute import reference_execution
+from turnout.train.noise import size_from
 
 TEXT = [host for host in HOSTS if host.reads in ("text", "pairs")]
 WRITERS = [host.name for host in TEXT if host.causal]
@@ -183,3 +184,23 @@ def test_packed_rows_get_the_noise_that_they_get_by_the_definition(host: Host, s
         slow = logits_of(model, inputs, 3)
     real = output_mask(inputs, slow)
     torch.testing.assert_close(fast * real, slow * real, rtol=1e-4, atol=1e-4)
+
+
+@every_text_host
+def test_sizes_are_measured_in_every_block(host: Host) -> None:
+    """Padding counts for nothing: a batch with one padded row, and its rows one by one."""
+    model: Any = noisy(host)
+    inputs = host.inputs()
+    size_from(model, [inputs])
+    once = [noise.size.clone() for noise in model.turnout.all_noise()]
+    rows = []
+    for row in range(3):
+        alone = {}
+        for name, value in inputs.items():
+            start = "decoder_" if name.startswith("decoder_") else ""
+            alone[name] = value[row : row + 1][:, inputs[f"{start}attention_mask"][row].bool()]
+        rows.append(alone)
+    size_from(model, rows)
+    for size, noise in zip(once, model.turnout.all_noise(), strict=True):
+        assert bool((size > 0).all()) and not torch.equal(size, torch.ones_like(size))
+        torch.testing.assert_close(noise.size, size, rtol=1e-3, atol=1e-5)
