@@ -28,6 +28,7 @@ def test_an_example_runs(path: Path, tmp_path: Path) -> None:
     train(recipe, tmp_path / "run", progress=False)
     model = turnout.load(tmp_path / "run")
     assert len(model.turnout.all_routers()) == len(recipe.routers)
+    assert bool(model.turnout.noise) == bool(recipe.noise)
     lines = predict(tmp_path / "run", str(data["test"]), budget=0.5, trace=True)
     rows = [json.loads(line) for line in lines]
     assert len(rows) == (24 if ner else 20)

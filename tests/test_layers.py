@@ -14,9 +14,9 @@ LAYERS = (
     ("_version", "allocator", "console", "errors", "files", "registry"),
     ("route",),
     ("select", "cost", "flow"),
-    ("routers", "objectives"),
+    ("routers", "objectives", "noise"),
     ("hosts", "execute", "units"),
-    ("install", "building", "checks", "wiring"),
+    ("install", "building", "checks", "wiring", "noising"),
     ("tasks", "demo"),  # the demo's data are data like any other; what runs it is a leaf
     ("train",),
     ("measure",),

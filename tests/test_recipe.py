@@ -11,6 +11,7 @@ import yaml
 from turnout import UserError, recipe
 from turnout.double.config import TasksMeasureConfig, TasksTrainConfig
 from turnout.measure.config import MeasureConfig
+from turnout.noise import NOISES
 from turnout.objectives import ObjectivesConfig
 from turnout.routers import ROUTERS, RouterConfig
 from turnout.tasks import (
@@ -274,7 +275,7 @@ def test_the_page_about_tasks_names_every_field() -> None:
         assert fields <= told, f"docs/tasks.md lacks {', '.join(sorted(fields - told))}"
 
 
-@pytest.mark.parametrize("name", ["task", "routers", "objectives", "train", "measure"])
+@pytest.mark.parametrize("name", ["task", "routers", "noise", "objectives", "train", "measure"])
 def test_the_page_about_recipes_names_every_field(name: str) -> None:
     page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
     sections = [part for part in page.split("\n## ") if part.startswith(name)]
@@ -289,6 +290,7 @@ def test_the_page_about_recipes_names_every_field(name: str) -> None:
             RewritingConfig,
         ),
         "routers": (RouterConfig,),
+        "noise": tuple(noise.Config for noise in NOISES.values()),
         "objectives": (ObjectivesConfig,),
         "train": (TrainConfig,),
         "measure": (MeasureConfig,),

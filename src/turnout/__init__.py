@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from turnout.install import install as install
     from turnout.install import install_lora as install_lora
     from turnout.install import uninstall as uninstall
+    from turnout.noise import NOISES as NOISES
+    from turnout.noise import NoiseConfig as NoiseConfig
     from turnout.route import Route as Route
     from turnout.route import Site as Site
     from turnout.route import Trace as Trace
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from turnout.routers import Router as Router
     from turnout.routers import RouterConfig as RouterConfig
     from turnout.train.calibrate import calibrate as calibrate
+    from turnout.train.noise import size_noise as size_noise
     from turnout.train.prepare import prepare as prepare
     from turnout.train.risk import bound_risk as bound_risk
     from turnout.train.saving import load as load
@@ -44,9 +47,11 @@ _HOMES = {
     "turnout.hosts": ("Family", "Stack", "register_family"),
     "turnout.hosts.tasks_model": ("HeadConfig", "TasksModel", "add_head", "with_heads"),
     "turnout.install": ("install", "install_lora", "uninstall"),
+    "turnout.noise": ("NOISES", "NoiseConfig"),
     "turnout.route": ("Route", "Site", "Trace"),
     "turnout.routers": ("ROUTERS", "Router", "RouterConfig"),
     "turnout.train.calibrate": ("calibrate",),
+    "turnout.train.noise": ("size_noise",),
     "turnout.train.prepare": ("prepare",),
     "turnout.train.risk": ("bound_risk",),
     "turnout.train.saving": ("load",),

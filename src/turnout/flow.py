@@ -7,12 +7,14 @@ takes the same route alone and in a batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from turnout.errors import UserError
 from turnout.route import Site, Trace
@@ -33,22 +35,49 @@ _GOLDEN = _signed(0x9E3779B97F4A7C15)
 
 def _shift(value: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64 (torch's is arithmetic)."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
+    moved = value >> bits
+    moved &= (1 << (64 - bits)) - 1
+    return moved
+
+
+def hash_bits(key: Tensor, count: Tensor | int) -> Tensor:
+    """64 random bits as a pure function of int64 keys and a count: number ``count`` of the
+    generator SplitMix64 (Steele, Lea, Flood 2014) whose state is the key. No state of its own, the
+    same on every device. Shape as ``key`` and ``count`` broadcast."""
+    step = (count + 1) * _GOLDEN
+    value = key + (step if isinstance(step, Tensor) else _signed(step))
+    value ^= _shift(value, 30)  # in place, as memory is what this waits for
+    value *= _MIX_1
+    value ^= _shift(value, 27)
+    value *= _MIX_2
+    value ^= _shift(value, 31)
+    return value
 
 
 def hash_uniform(key: Tensor, *salts: int) -> Tensor:
-    """Uniform numbers in [0, 1) as a pure function of int64 keys and integer salts.
-
-    Counter-based generation with the SplitMix64 finaliser (Steele, Lea, Flood 2014): no state,
-    the same on every device. Shape as ``key``, float32.
-    """
+    """Uniform numbers in [0, 1) as a pure function of int64 keys and integer salts (see
+    ``hash_bits``). Shape as ``key``, float32."""
     value = key
     for salt in (*salts, 0):
-        value = value + _signed((salt + 1) * _GOLDEN)
-        value = (value ^ _shift(value, 30)) * _MIX_1
-        value = (value ^ _shift(value, 27)) * _MIX_2
-        value = value ^ _shift(value, 31)
+        value = hash_bits(value, salt)
     return _shift(value, 40).to(torch.float32) / (1 << 24)
+
+
+def hash_normal(key: Tensor, count: int, dim: int = -1) -> Tensor:
+    """Standard normal numbers, ``count`` to a key, in a new dimension, float32.
+
+    Two to 64 bits by the transform of Box and Muller (1958): half as many hashes as numbers.
+    """
+    key = key.unsqueeze(dim)
+    shape = [1] * key.ndim
+    shape[dim] = -1
+    bits = hash_bits(key, torch.arange(-(-count // 2), device=key.device).view(shape))
+    radius = _shift(bits, 40).to(torch.float32)
+    radius = radius.add_(1.0).mul_(2.0**-24).log_().mul_(-2.0).sqrt_()
+    bits &= 0xFFFFFF
+    angle = bits.to(torch.float32).mul_(2.0 * math.pi / (1 << 24))
+    pair = [radius * angle.cos(), radius.mul_(angle.sin_())]
+    return torch.cat(pair, dim).narrow(dim, 0, count)
 
 
 def sequence_keys(input_ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
@@ -73,8 +102,10 @@ class Flow:
     before the seed is added, when they are known already. task_B: which task each sequence asks
     for, as a place in the model's tasks; None = the pass does not say. budget_B: budgets of the
     sequences, where they have their own. past_B: real tokens of each sequence that earlier passes
-    read, whose keys and values are in the cache; None = none. read_out: states (..., D) of the last
-    stack to logits (..., V), where the host is a language model.
+    read, whose keys and values are in the cache; None = none. past: columns that these have in the
+    cache, padding included. past_mask: of all columns so far, (B, past + T), where it is known.
+    read_out: states (..., D) of the last stack to logits (..., V), where the host is a language
+    model. noise: scale of the trained noise in this pass; 0 = none.
     """
 
     inputs: dict[str, Any]
@@ -88,6 +119,9 @@ class Flow:
     task_B: Tensor | None = None
     budget_B: Tensor | None = None
     past_B: Tensor | None = None
+    past: int = 0
+    past_mask: Tensor | None = None
+    noise: float = 0.0
     read_out: Callable[[Tensor], Tensor] | None = None
 
     def enter(self, stack: str, hidden_BTD: Tensor) -> None:
@@ -139,11 +173,31 @@ class Flow:
         """The place of each token in its whole text, int64: 0 is the first real one, whichever
         tokens this pass holds."""
         batch, length = hidden_BTD.shape[:2]
+        return self.place_of(batch, length, hidden_BTD.device, stack)
+
+    def place_of(self, batch: int, length: int, device: torch.device, stack: str) -> Tensor:
+        """``place_BT`` for states of this shape."""
         mask_BT = self.trace.mask_BT[stack]
         if mask_BT is None:
-            place_BT = torch.arange(length, device=hidden_BTD.device).expand(batch, length)
+            place_BT = torch.arange(length, device=device).expand(batch, length)
         else:
             place_BT = mask_BT.long().cumsum(1) - 1
         if self.past_B is None or stack == "encoder":
             return place_BT
         return place_BT + self.past_B[:, None]
+
+    def key_place_BK(self, place_BT: Tensor, stack: str, keys: int) -> Tensor:
+        """The place of each key of an attention in its whole text, int64. place_BT: of the queries.
+
+        A cache holds the keys of all columns so far, then room that is masked (static caches), or
+        the last ones (sliding windows).
+        """
+        batch, length = place_BT.shape
+        if stack == "encoder" or (self.past == 0 and keys == length):
+            return place_BT
+        columns = self.past + length
+        if self.past_mask is None:
+            whole = torch.arange(columns, device=place_BT.device).expand(batch, columns)
+        else:
+            whole = self.past_mask.long().cumsum(1) - 1
+        return whole[:, -keys:] if keys <= columns else F.pad(whole, (0, keys - columns))

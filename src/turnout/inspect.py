@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,10 @@ def routed_tables(about: dict[str, str], model: PreTrainedModel) -> Group:
         "parameters": f"{_count(model):,}, of which routers {_count(routing):,}",
         "budget": f"{routing.budget:g} when loaded",
     }
+    if routing.noise:
+        places = Counter(noise.config.kind for noise in routing.all_noise())
+        said = ", ".join(f"{kind} in {count} blocks" for kind, count in places.items())
+        facts["noise"] = f"{said}; scale {routing.noise_scale:g} when loaded"
     parts: list[RenderableType] = [facts_table(facts)]
     for name, router in routing.routers.items():
         settings = router.config.model_dump(exclude_defaults=True, exclude={"kind"})

@@ -1,13 +1,13 @@
-"""Install routers on an unmodified Transformers model, and take them off again."""
+"""Install routers and noise on an unmodified Transformers model, and take them off again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from transformers import PreTrainedModel
 
 from turnout.building import build, hidden_stacks, host_shape, watched_layers
@@ -20,26 +20,40 @@ from turnout.hosts.attach import blocks_of, find_family
 from turnout.hosts.price import price
 from turnout.hosts.swap import restore
 from turnout.hosts.tasks_model import TasksModel
+from turnout.noise import NOISES, NoiseConfig
+from turnout.noising import build_noise, swap_noisy, wire_noise
 from turnout.routers import ROUTERS, RouterConfig
 from turnout.units.experts import reorder
 from turnout.units.peft import fill, lora_fields, read_lora
 from turnout.wiring import attach, attach_output, split
 
 RouterSpec = RouterConfig | dict[str, Any] | str
-_OWN = "scope last attends halves copies adapters handle output".split()
+NoiseSpec = NoiseConfig | dict[str, Any] | str
+_OWN = "scope last attends halves copies adapters handle output noise".split()
 _MARKS = ("_turnout", *(f"_turnout_{name}" for name in _OWN))
+C = TypeVar("C", bound=BaseModel)
 
 
 def parse_router(spec: RouterSpec) -> RouterConfig:
     """A router's config from its kind, a dict, or a config; UserError names the wrong field."""
     if isinstance(spec, RouterConfig):
         return spec
+    return _parsed("router", spec, lambda kind: ROUTERS[kind].Config)
+
+
+def parse_noise(spec: NoiseSpec) -> NoiseConfig:
+    """As ``parse_router``, of noise."""
+    if isinstance(spec, NoiseConfig):
+        return spec
+    return _parsed("noise", spec, lambda kind: NOISES[kind].Config)
+
+
+def _parsed(what: str, spec: Any, config_of: Callable[[str], type[C]]) -> C:
     if not isinstance(spec, str | dict):
-        raise UserError(
-            f"a router is given by its kind, a dict of fields or a config, got {spec!r}"
-        )
+        a = "a router" if what == "router" else what
+        raise UserError(f"{a} is given by its kind, a dict of fields or a config, got {spec!r}")
     fields = {"kind": spec} if isinstance(spec, str) else dict(spec)
-    config = ROUTERS[str(fields.get("kind", ""))].Config
+    config = config_of(str(fields.get("kind", "")))
     try:
         return config.model_validate(fields)
     except ValidationError as error:
@@ -49,32 +63,39 @@ def parse_router(spec: RouterSpec) -> RouterConfig:
         if first["type"] == "extra_forbidden":
             allowed = f"; its fields are {', '.join(config.model_fields)}"
         raise UserError(
-            f"router {where}: {first['msg']}, got {first['input']!r}{allowed}"
+            f"{what} {where}: {first['msg']}, got {first['input']!r}{allowed}"
         ) from None
 
 
 def install(
     model: PreTrainedModel,
-    routers: Sequence[RouterSpec] | RouterSpec,
+    routers: Sequence[RouterSpec] | RouterSpec = (),
     *,
+    noise: Sequence[NoiseSpec] | NoiseSpec = (),
     tasks: Sequence[str] = (),
     ordered: bool = False,
 ) -> PreTrainedModel:
-    """Add routers, or one, to a model, in place, and return it.
+    """Add routers, trained noise, or both (a list or one of each) to a model, in place, and return
+    it.
 
     The model keeps its class, its state-dict keys and its forward; its blocks get routed classes
     and it gets one new child, ``model.turnout``. tasks: names of those that a pass may ask for, by
     ``task_ids`` (places in this list, one a sequence) or ``model.turnout.task``. ordered: neurons
     stand in the order of the experts already, as in a saved model. Raises UserError for an unknown
-    family, a router that finds no site, or two routers at one site. Nothing is changed when it
-    raises.
+    family, a router that finds no site, or two routers at one site; and for noise that finds no
+    block, or stands where heads or experts are taken apart. Nothing is changed when it raises.
     """
     if hasattr(model, "turnout"):
         raise UserError("this model is routed already; call turnout.uninstall(model) first")
     alone = isinstance(routers, str | dict | RouterConfig)
     configs = [parse_router(spec) for spec in ([routers] if alone else routers)]
-    if not configs:
-        raise UserError("install needs at least one router, for example {'kind': 'exit'}")
+    single = isinstance(noise, str | dict | NoiseConfig)
+    noises = [parse_noise(spec) for spec in ([noise] if single else noise)]
+    if not configs and not noises:
+        raise UserError(
+            "install needs at least one router, for example {'kind': 'exit'}, or noise, for "
+            "example noise={'kind': 'ffn'}"
+        )
     family = find_family(model)
     views = blocks_of(model, family)
     if any(config.site == "output" for config in configs) and not isinstance(model, TasksModel):
@@ -103,14 +124,22 @@ def install(
     spec = {"version": 1, "routers": [c.model_dump(mode="json") for c in configs], "budget": 1.0}
     if tasks:
         spec["tasks"] = list(tasks)
-    routing = Routing(built, stacks, costs, spec).to(device)
+    if noises:
+        spec["noise"] = [config.model_dump(mode="json") for config in noises]
+    routing = Routing(built, stacks, costs, spec)
+    for name, each in build_noise(noises, views, routing.sites, model).items():
+        routing.noise[name] = each
+    routing.to(device)
     by_key = {site.key: site for site in routing.sites}
     watched = watched_layers(routing)
     check_units(routing, watched)
     heads = any(site.kind == "head" for site in routing.sites)
-    attention = watch_attention(model) if watched or heads else None
+    logits = any(config.kind == "attention" for config in noises)
+    attention = watch_attention(model) if watched or heads or logits else None
     for view in views:
+        swap_noisy(view, routing.noise)
         attach(model, view, routing, by_key, view.stack.name in hidden, watched)
+        wire_noise(view, routing.noise)
         if not ordered:
             split(view, routing, by_key)
     attach_output(model, routing, shape.hidden)
@@ -173,8 +202,8 @@ def install_lora(
 
 
 def uninstall(model: PreTrainedModel) -> PreTrainedModel:
-    """Take all routers off: keys, classes and outputs are the host's again, bit for bit (with the
-    head that ``install_lora`` was told to take, which stays)."""
+    """Take all routers and noise off: keys, classes and outputs are the host's again, bit for bit
+    (with the head that ``install_lora`` was told to take, which stays)."""
     if not hasattr(model, "turnout"):
         raise UserError("this model is not routed")
     for handle in model.__dict__.pop("_turnout_hooks"):

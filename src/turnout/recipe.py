@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from turnout.errors import UserError
 from turnout.files import nearest
 from turnout.measure.config import MeasureConfig
+from turnout.noise import AnyNoiseConfig
 from turnout.objectives import ObjectivesConfig
 from turnout.recipe_yaml import Loc, Page, explain, read_page
 from turnout.routers import AnyRouterConfig
@@ -24,13 +25,15 @@ FILES = ("train", "validation", "test")
 
 
 class Recipe(BaseModel):
-    """One experiment: the model, the task, the routers, how to train and what to measure."""
+    """One experiment: the model, the task, the routers, trained noise, how to train and what to
+    measure. Routers or noise may be left out, not both."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Annotated[str, Field(min_length=1)]
     task: TaskConfig
-    routers: Annotated[list[AnyRouterConfig], Field(min_length=1)]
+    routers: list[AnyRouterConfig] = []
+    noise: list[AnyNoiseConfig] = []
     objectives: ObjectivesConfig = ObjectivesConfig()
     train: TrainConfig = TrainConfig()
     measure: MeasureConfig = MeasureConfig()
@@ -41,6 +44,14 @@ class Recipe(BaseModel):
         if task.kind == "words":
             raise ValueError("kind: words is for recipes of `tasks:`, alone there or beside others")
         return task
+
+    @model_validator(mode="after")
+    def _something(self) -> Recipe:
+        if not self.routers and not self.noise:
+            raise ValueError("name at least one router in `routers`, or noise in `noise`")
+        if self.measure.noise_scales and not self.noise:
+            raise ValueError("measure.noise_scales: this recipe has no `noise`")
+        return self
 
     def text(self, comment: str = "") -> str:
         """This recipe as YAML, every field written out."""

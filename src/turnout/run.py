@@ -154,7 +154,7 @@ def check_same(run: Run, recipe: Recipe) -> None:
     if not (run.dense.is_dir() or run.checkpoints.is_dir()):
         return  # nothing came of it
     ours, theirs = recipe.model_dump(mode="json"), run.recipe.model_dump(mode="json")
-    for section in ("model", "task", "routers", "objectives", "train"):
+    for section in ("model", "task", "routers", "noise", "objectives", "train"):
         if ours[section] != theirs[section]:
             raise UserError(
                 f"{run.path} holds a run of another recipe: "

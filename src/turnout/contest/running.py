@@ -115,7 +115,7 @@ def _suited(
     fitting = []
     for name in names:
         try:
-            uninstall(install(model, with_router(recipe, name).routers))
+            uninstall(install(model, with_router(recipe, name).routers, noise=recipe.noise))
         except UserError as error:
             if not some:
                 raise

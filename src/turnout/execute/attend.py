@@ -1,4 +1,5 @@
-"""The attention function of hosts whose routers look at attention, or choose heads.
+"""The attention function of hosts whose routers look at attention or choose heads, or whose logits
+get noise.
 
 Registered in Transformers' own table of attention functions, so queries and keys are seen as the
 host uses them (rotated, with position bias, grouped), whatever the family. It calls the host's
@@ -21,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 from turnout.errors import UserError
 from turnout.execute.handle import BlockHandle
+from turnout.execute.noise import perturb_logits
 from turnout.execute.scope import is_reference
 
 NAME = "turnout_sdpa"
@@ -42,6 +44,10 @@ def attend(
         bias = kwargs.get("position_bias")
         with torch.no_grad():
             _note(handle, query_BHQD, key_BGKD, attention_mask, bias, scale)
+    if handle is not None and handle.logit_noise is not None:
+        query_BHQD, kwargs = perturb_logits(
+            handle.logit_noise, handle.stream, module, query_BHQD, key_BGKD, attention_mask, kwargs
+        )
     inputs = (module, query_BHQD, key_BGKD, value_BGKD, attention_mask)
     plan = None if handle is None else handle.scopes["attention"].heads
     with _kernel(query_BHQD, key_BGKD):
@@ -153,8 +159,9 @@ def watch_attention(model: PreTrainedModel) -> str:
     before = str(model.config._attn_implementation)
     if before not in ("sdpa", "eager") or not model._can_set_attn_implementation():
         raise UserError(
-            f"a router looks at attention or chooses heads, but {type(model).__name__} attends by "
-            f"{before!r}: load the host with attn_implementation='sdpa'"
+            "a router looks at attention or chooses heads, or noise is on its logits, but "
+            f"{type(model).__name__} attends by {before!r}: load the host with "
+            "attn_implementation='sdpa'"
         )
     model.set_attn_implementation(NAME)
     return before

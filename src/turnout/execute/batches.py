@@ -151,6 +151,8 @@ class Batches:
             if route.site.kind not in ADDED:  # no part of the host's blocks
                 units -= (1 - share) * self.routing.part_of_block(route.site)
         self.meter.units[self.places[group]] = units
+        if not flow.trace:  # noise alone: all of the host ran
+            return
         self.meter.spent += float(trace_flops(flow.trace))
         self.meter.whole += float(trace_dense_flops(flow.trace))
         self.meter.added += added_flops(flow.trace)

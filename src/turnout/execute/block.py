@@ -78,7 +78,7 @@ def _run_routed(
     kwargs: dict[str, Any],
 ) -> Any:
     """Ask, and run what must run."""
-    if handle.watch:
+    if handle.watch or handle.noisy:
         flow.enter(handle.stack, x_BTD)
     routes = {}
     for kind, site in handle.sites.items():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.cache_utils import Cache
 
 from turnout.execute.scope import Scope, Stream
+from turnout.noise.attention import AttentionNoise
 from turnout.route import Site
 from turnout.units.adapters import BottleneckBank
 
@@ -46,3 +47,5 @@ class BlockHandle:
     copies: bool = False
     averages: bool = False
     whole_heads: bool = False
+    noisy: bool = False
+    logit_noise: AttentionNoise | None = None

@@ -30,11 +30,12 @@ def check_paths(routing: Routing, paths: int) -> None:
     if paths < 1:
         raise UserError(f"paths must be at least 1, got {paths}")
     routers = routing.all_routers()
-    if not any(router.draws(routing.budget) for router in routers):
+    if not routing.is_noisy and not any(router.draws(routing.budget) for router in routers):
         kinds = ", ".join(router.config.kind for router in routers)
         raise UserError(
             f"paths {paths}: these routers ({kinds}) take the same path each time at a budget of "
-            f"{routing.budget:g}; averaging needs random-jump or random-skip"
+            f"{routing.budget:g}; averaging needs random-jump or random-skip, or trained noise "
+            "at a noise_scale above 0"
         )
 
 
@@ -46,8 +47,8 @@ def average_paths(
 
     Path i has seed + i, so a seed repeats the whole result; None draws one from torch's generator.
     With granularity ``sequence`` every sequence takes paths of its own, with ``batch`` all take
-    the same. Raises UserError for an unrouted model, one without a random router, or fewer than one
-    path.
+    the same. Raises UserError for an unrouted model, one without a random router or noise, or fewer
+    than one path.
     """
     routing: Any = getattr(model, "turnout", None)
     if not isinstance(routing, Routing):

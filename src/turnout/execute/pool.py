@@ -43,6 +43,8 @@ def poolable(model: PreTrainedModel) -> bool:
     routing: Any = getattr(model, "turnout", None)
     if not isinstance(routing, Routing) or len(routing.stacks) != 1:
         return False
+    if not routing.all_routers() or routing.is_noisy:  # pools move through blocks without noise
+        return False
     if isinstance(model, TasksModel) and (
         len(model.heads) > 1 or model.prompt is not None or model.case is not None
     ):

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from turnout.errors import UserError
 from turnout.execute.by_row import decide_by_row
+from turnout.execute.noise import NoiseDial
 from turnout.execute.span import Span
-from turnout.execute.writing import Writing, read_past_B
+from turnout.execute.writing import Writing, read_past, read_past_mask
 from turnout.flow import Flow
 from turnout.hosts.family import Stack
 from turnout.hosts.read_out import read_out
@@ -42,13 +43,14 @@ def trace() -> Iterator[Trace]:
         _scopes.reset(token)
 
 
-class Routing(nn.Module):
-    """Routers by name, and the state of the pass under way.
+class Routing(NoiseDial, nn.Module):
+    """Routers by name, trained noise, and the state of the pass under way.
 
     budget: share of the routed work that may be spent, 0..1; set it at any time.
     block_costs: work of every block of the model, routed or not, by (stack, layer).
     units: what the host lacks and routers choose from (adapters), by stack and layer.
-    spec: what the model's config says of its routers; the budget is kept there for saving.
+    noise: trained noise, by stack, layer and kind; ``noise_scale`` is its dial.
+    spec: what the model's config says of its routers; the dials are kept there for saving.
     seed: repeats the paths of random routers in inference; None draws a new one each pass, and one
     for all passes of a call of ``generate``.
     budget_B: a budget for each sequence of the passes that follow (see ``at``); None = one for all.
@@ -66,6 +68,7 @@ class Routing(nn.Module):
         self.block_costs, self.spec = block_costs, spec
         self.routers = nn.ModuleDict(routers)
         self.units = nn.ModuleDict()
+        self.noise = nn.ModuleDict()
         self.stacks = stacks
         self.seed: int | None = None
         self.task: str | None = None
@@ -209,6 +212,7 @@ class Routing(nn.Module):
             seed = self.seed
         flow = Flow(inputs, seed, self.budget, training, partial(self.token_mask, model, inputs))
         flow.task_B = self._asked(model, inputs)
+        flow.noise = self.noise_scale if self.noise else 0.0
         first = _first_tensor(inputs)
         if first is None:
             return flow
@@ -217,7 +221,12 @@ class Routing(nn.Module):
             flow.known_keys_B = writing.keys_B(batch)
         flow.budget_B = self._budgets(batch, first.device)
         if decoder := self.stacks.get("decoder"):
-            flow.past_B = read_past_B(inputs, decoder.mask, batch, first.device)
+            flow.past = read_past(inputs)
+            flow.past_mask = mask_BT = read_past_mask(inputs, decoder.mask, flow.past)
+            if flow.past and mask_BT is None:
+                flow.past_B = torch.full((batch,), flow.past, device=first.device)
+            elif flow.past and mask_BT is not None:
+                flow.past_B = mask_BT[:, : flow.past].long().sum(1)
             flow.read_out = partial(read_out, model, decoder)
         return flow
 

@@ -127,21 +127,20 @@ def check_cache(model: PreTrainedModel, cache: Any, rows: int) -> None:
             )
 
 
-def read_past_B(inputs: dict[str, Any], mask: str, batch: int, device: Any) -> Tensor | None:
-    """Real tokens of each row that are in the cache already, (B,); None = there is none.
-
-    mask: name of the input with the (B, earlier + T) mask of the stack that keeps the cache.
-    """
+def read_past(inputs: dict[str, Any]) -> int:
+    """Columns of earlier passes in the cache that a pass is given, padding included."""
     cache = inputs.get("past_key_values")
-    if not isinstance(cache, Cache):
-        return None
-    past = int(cache.get_seq_length())
-    if not past:
-        return None
+    return int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+
+
+def read_past_mask(inputs: dict[str, Any], mask: str, past: int) -> Tensor | None:
+    """The (B, past + T) mask of all columns so far; None where the inputs hold none.
+
+    mask: name of the input with the mask of the stack that keeps the cache.
+    """
     mask_BT = inputs.get(mask)
-    if isinstance(mask_BT, Tensor) and mask_BT.ndim == 2 and mask_BT.shape[1] > past:
-        return mask_BT[:, :past].long().sum(1)
-    return torch.full((batch,), past, device=device)
+    fits = isinstance(mask_BT, Tensor) and mask_BT.ndim == 2 and mask_BT.shape[1] > past
+    return mask_BT if fits else None
 
 
 class Filled(Exception):

@@ -31,7 +31,8 @@ class Entry:
 
     budget: what was asked for, as the report shows it; dial: what the model's dial is set to.
     router: which of several routed models it is, and place: where its routers decide, which its
-    random arms share; None = there is one.
+    random arms share; None = there is one. noise: scale of its trained noise, and draws: how many
+    passes with noise of their own its quality is the mean of; None = the model's own, one.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Entry:
     dial: float | None = None
     router: str | None = None
     place: str | None = None
+    noise: float | None = None
+    draws: int = 1
 
     def run(
         self,
@@ -52,7 +55,11 @@ class Entry:
         """All rows, in the same groups of like length for every arm. generate: options, where
         answers are written."""
         routing: Any = getattr(self.model, "turnout", None)
-        with nullcontext() if self.dial is None else routing.at(self.dial):
+        quiet = nullcontext()
+        with (
+            quiet if self.dial is None else routing.at(self.dial),
+            quiet if self.noise is None else routing.noisy_at(self.noise),
+        ):
             return run_bulk(self.model, rows, collate, batch_tokens, generate)
 
 
@@ -61,8 +68,11 @@ def plain_entries(
     routed: PreTrainedModel | Mapping[str, PreTrainedModel],
     budgets: Sequence[float],
     static: Mapping[str, PreTrainedModel],
+    scales: Sequence[float] = (),
+    draws: int = 3,
 ) -> list[Entry]:
-    """The dense host, each routed model at each budget, and the cut models."""
+    """The dense host, each routed model at each budget and each model with noise at each of the
+    scales, and the cut models."""
     many = isinstance(routed, Mapping)
     models = routed if isinstance(routed, Mapping) else {"routed": routed}
     return [
@@ -78,10 +88,37 @@ def plain_entries(
                 place_of(model, name) if many else None,
             )
             for name, model in models.items()
+            if not _only_noise(model)
             for b in sorted(set(budgets))[::-1]
+        ),
+        *(
+            Entry(
+                f"{name if many else 'noise'}-{'noise-' if many else ''}{_label(scale)}",
+                "noise",
+                model,
+                router=name if many else None,
+                noise=scale,
+                draws=draws,
+            )
+            for name, model in models.items()
+            for scale in sorted(set(_scales(model, scales)))[::-1]
         ),
         *(Entry(name, "static", model) for name, model in static.items()),
     ]
+
+
+def _scales(model: PreTrainedModel, scales: Sequence[float]) -> Sequence[float]:
+    """At which scales a model's noise is measured."""
+    routing: Any = getattr(model, "turnout", None)
+    if routing is None or not routing.noise:
+        return ()
+    return scales or ((1.0,) if _only_noise(model) else ())
+
+
+def _only_noise(model: PreTrainedModel) -> bool:
+    """Has a model trained noise and no router."""
+    routing: Any = getattr(model, "turnout", None)
+    return routing is not None and not routing.sites
 
 
 def random_specs(configs: Sequence[RouterConfig]) -> list[RandomSkipConfig]:

@@ -14,7 +14,7 @@ from turnout.execute.batches import Collate, Row, lengths_of
 from turnout.execute.pool import BulkResult
 from turnout.measure.arms import Entry
 from turnout.measure.flops import depth_of, mean_flops
-from turnout.measure.results import Arm, Difference, Quality, Seconds, Speedup
+from turnout.measure.results import Arm, Difference, NoiseDraws, Quality, Seconds, Speedup
 from turnout.measure.stats import (
     bootstrap_difference,
     bootstrap_interval,
@@ -48,7 +48,8 @@ class Material:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """An arm after its first run: all but time."""
+    """An arm after its first run, or its first ones: all but time. spread: standard deviation of
+    the quality over draws of noise; None = there was one."""
 
     entry: Entry
     result: BulkResult
@@ -57,13 +58,20 @@ class Judged:
     quality: Quality
     counts_NK: np.ndarray
     report: dict[str, Any]
+    spread: float | None = None
 
 
 def judge(entry: Entry, material: Material) -> Judged:
-    """Run an arm once: answers, use of units, FLOPs and peak memory. It also warms the arm up."""
+    """Run an arm once, or once a draw of its noise: answers, use of units, FLOPs and peak memory.
+    It also warms the arm up. Of several draws, quality is the mean, and the report that of the
+    first."""
     found: list[BulkResult] = []
 
+    routing: Any = getattr(entry.model, "turnout", None)
+
     def once() -> None:
+        if routing is not None and routing.noise:
+            routing.seed = len(found)  # the same noise each time that this is measured
         found.append(
             entry.run(
                 material.rows, material.collate, material.batch_tokens, material.task.generation
@@ -75,11 +83,21 @@ def judge(entry: Entry, material: Material) -> Judged:
     written = [len(ids) for ids in result.logits] if task.generates else None
     flops = mean_flops(entry.model, material.lengths, result, written)
     answers = predictions_of(task, material.encoded, result.logits)
-    counts = task.counts(answers, material.references)
-    value, low, high = bootstrap_interval(counts, task.score, n=material.bootstrap)
+    counts = [task.counts(answers, material.references)]
+    for _ in range(entry.draws - 1):
+        once()
+        again = predictions_of(task, material.encoded, found[-1].logits)
+        counts.append(task.counts(again, material.references))
+    mean_NK = np.mean(counts, axis=0) if len(counts) > 1 else counts[0]
+    value, low, high = bootstrap_interval(mean_NK, task.score, n=material.bootstrap)
+    spread = None
+    if len(counts) > 1:
+        each = [task.score(np.sum(count, axis=0)) for count in counts]
+        value, spread = float(np.mean(each)), float(np.std(each))
+    low, high = min(low, value), max(high, value)
     quality = Quality(metric=task.headline, value=value, low=low, high=high)
     report = task.report(answers, material.references)
-    return Judged(entry, result, flops, memory, quality, counts, report)
+    return Judged(entry, result, flops, memory, quality, mean_NK, report, spread)
 
 
 def time_rounds(
@@ -117,6 +135,9 @@ def arm(judged: Judged, dense: Judged, seconds: dict[str, list[float]], material
         router=entry.router,
         place=entry.place,
         budget=entry.budget,
+        noise=None
+        if entry.noise is None
+        else NoiseDraws(scale=entry.noise, draws=entry.draws, spread=judged.spread or 0.0),
         share=min(1.0, share),
         quality=judged.quality,
         to_dense=Difference(**change._asdict()),

@@ -20,7 +20,10 @@ class MeasureConfig(BaseModel):
     every other layer, where the host can be cut. repeats: rounds of timing. dtype: ``auto``
     measures fp32 and bf16 on this machine and takes the faster. batch_tokens: tokens in a batch,
     padding included. bootstrap: draws for the intervals. max_examples: of the test set; None = all.
-    time_examples: how many of those are timed in each round; None = all.
+    time_examples: how many of those are timed in each round; None = all. noise_scales: scales of
+    trained noise to measure the routed model at, at its own budget; a model with noise and without
+    routers is measured at 1 where none is named. noise_draws: passes with noise of their own that
+    quality is averaged over.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -33,3 +36,5 @@ class MeasureConfig(BaseModel):
     bootstrap: Count = 1000
     max_examples: Count | None = None
     time_examples: Count | None = None
+    noise_scales: list[Annotated[float, Field(ge=0.0)]] = []
+    noise_draws: Annotated[int, Field(ge=3)] = 3

@@ -89,7 +89,8 @@ def measure_models(
         config.bootstrap,
         config.time_examples,
     )
-    plain = plain_entries(dense, routed, config.budgets, static)
+    scales, draws = config.noise_scales, config.noise_draws
+    plain = plain_entries(dense, routed, config.budgets, static, scales, draws)
     entries, done, seconds = _measure(dense, plain, material, config.repeats, progress)
     return Results(
         turnout_version=__version__,
@@ -109,7 +110,7 @@ def measure_models(
         units={
             entry.name: use_of_units(done[entry.name])
             for entry in entries
-            if entry.family in ("routed", "random")
+            if entry.family in ("routed", "random", "noise")
         },
         heatmap=_heatmap(done, material, tokenizer),
         notes=[*notes, *_notes(models, examples, chosen, dtype), *_timed(config, chosen), COUNTED],
@@ -195,10 +196,19 @@ def _notes(
         if len(routed) == 1
         else "get the share of the work that the routed arms which decide there spend on average."
     )
+    noisy = [model for model in routed if model.turnout.noise]  # type: ignore[union-attr]
+    routed = [model for model in routed if configs_of(model)]
     notes = [
         "Random arms skip what the routers decide about (layers, heads, experts, ...) in the dense "
         f"host, drawn with a fixed seed, and {share}"
-    ]
+    ] * bool(routed)
+    if noisy:
+        notes.append(
+            "Noise arms are the trained model at its own budget with its noise scaled: noise-100 "
+            "is as trained, noise-0 without. Their quality is the mean over draws of noise; its "
+            "interval is over examples, and `noise.spread` over draws. Drawing is not counted as "
+            "work; seconds hold it."
+        )
     if any(config.owns_units for model in routed for config in configs_of(model)):
         notes.append(
             "For units that the dense host lacks (adapters, copied experts) the random arm is the "

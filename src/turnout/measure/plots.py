@@ -23,12 +23,19 @@ STAND_INS = {
     "routed": "#0d0002",
     "random": "#0d0003",
     "static": "#0d0004",
+    "noise": "#0d0009",
     "ink": "#0d0005",
     "faint": "#0d0006",
     "grid": "#0d0007",
     "card": "#0d0008",
 }
-MARKERS: dict[Family, str] = {"static": "s", "random": "^", "routed": "o", "dense": "D"}
+MARKERS: dict[Family, str] = {
+    "static": "s",
+    "random": "^",
+    "noise": "v",
+    "routed": "o",
+    "dense": "D",
+}
 SIZE = 10.5
 LONGEST = 18  # letters of a name beside its point; the table has it whole
 SETTINGS: dict[Any, Any] = {
@@ -84,7 +91,8 @@ def _point(axes: Axes, arm: Arm) -> None:
 def _name_points(figure: Figure, axes: Axes, results: Results) -> None:
     """Budgets beside routed points, names beside cut models; random points stay unnamed."""
     figure.draw_without_rendering()  # settles the layout, so that places are known
-    arms = [arm for family in ("dense", "static", "routed") for arm in results.family(family)]
+    named: tuple[Family, ...] = ("dense", "static", "noise", "routed")
+    arms = [arm for family in named for arm in results.family(family)]
     names = [_name(arm) for arm in arms]
     to_points = axes.transData.transform
     scale = 72 / figure.dpi

@@ -18,6 +18,7 @@ FAMILY_WORDS: dict[Family, str] = {
     "routed": "routed, one point a budget",
     "static": "plainly cut, no router",
     "random": "random routing",
+    "noise": "trained noise, one point a scale",
     "dense": "dense, nothing skipped",
 }
 

@@ -28,7 +28,7 @@ SCHEMA_VERSION = 1
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-Family = Literal["dense", "routed", "random", "static"]
+Family = Literal["dense", "routed", "random", "static", "noise"]
 
 
 def _plain(value: Any) -> Any:
@@ -102,6 +102,15 @@ class Difference(_Record):
     high: float
 
 
+class NoiseDraws(_Record):
+    """Trained noise of an arm: its scale, passes with noise of their own, and the standard
+    deviation of the quality over them."""
+
+    scale: NotNegative
+    draws: int = Field(ge=1)
+    spread: NotNegative
+
+
 class Arm(_Record):
     """One model that was measured: the dense host, or one budget of one family."""
 
@@ -110,6 +119,7 @@ class Arm(_Record):
     router: str | None = None
     place: str | None = None
     budget: Share | None
+    noise: NoiseDraws | None = None
     share: Share
     quality: Quality
     to_dense: Difference | None = None

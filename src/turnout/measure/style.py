@@ -10,12 +10,14 @@ CSS = """
   --mono: ui-monospace, "SF Mono", Menlo, Consolas, monospace;
   --paper: #f8f7f3; --card: #ffffff; --ink: #23272b; --faint: #646b70; --grid: #e8e6df;
   --dense: #23272b; --routed: #0b7a6b; --random: #767c88; --static: #ad6210;
+  --noise: #7d4f9e;
   --tint: #e5f1ee; --empty: #eceae3;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14171a; --card: #1c2023; --ink: #e4e6e4; --faint: #9ba3a7; --grid: #2d3337;
     --dense: #e4e6e4; --routed: #4fc3b0; --random: #99a1ae; --static: #e0a458;
+    --noise: #c39be0;
     --tint: #1d302d; --empty: #2a2f33;
   }
 }

@@ -11,7 +11,7 @@ from turnout.measure.frontier import verdict
 from turnout.measure.results import Arm, Family, Results
 from turnout.measure.words import kept, percent, points
 
-FAMILIES: tuple[Family, ...] = ("dense", "routed", "random", "static")
+FAMILIES: tuple[Family, ...] = ("dense", "routed", "noise", "random", "static")
 SIGNS = {"above": "▲", "level": "≈", "below": "▼"}
 
 
@@ -64,7 +64,7 @@ def _change(arm: Arm) -> str:
 
 
 def _against(results: Results, arm: Arm) -> Cell:
-    if arm.family not in ("routed", "random"):
+    if arm.family not in ("routed", "random", "noise"):
         return Cell("–")
     found = verdict(results, arm)
     if found.difference is None:

@@ -27,6 +27,7 @@ from turnout.objectives import ObjectivesConfig
 from turnout.train.callbacks import CollapseCallback, ProgressLine
 from turnout.train.config import TrainConfig
 from turnout.train.data import Data, with_teacher
+from turnout.train.noise import NoiseCallback
 from turnout.train.seed_phase import SeedPhase
 from turnout.train.step_format import StepFormat, attention_of, step_format
 from turnout.train.trainer import RoutedTrainer, last_checkpoint, routing_of
@@ -89,6 +90,8 @@ def fit(
         trainer.add_callback(tensorboard(Path(out) / "logs" if logs is None else logs))
     if (routing := routing_of(model)) is not None:
         trainer.add_callback(CollapseCallback(say, config.budget))
+        if routing.noise:
+            trainer.add_callback(NoiseCallback(say))
         if config.seed_phase:
             trainer.add_callback(SeedPhase(routing, config.seed_phase))
     if scored:
@@ -213,7 +216,8 @@ def set_dropout(model: PreTrainedModel, rate: float | None, attention: float | N
 
 def freeze(model: PreTrainedModel, what: str) -> None:
     """Freeze nothing, the embeddings, all up to the head (``blocks``), the host of a routed model
-    (only routers and their units train), or its ``units`` too (only routers)."""
+    (only routers and their units train), or its ``units`` too (only routers). Noise learns with
+    routers."""
     model.requires_grad_(True)
     if what in ("embeddings", "blocks"):
         model.get_input_embeddings().requires_grad_(False)
@@ -224,6 +228,6 @@ def freeze(model: PreTrainedModel, what: str) -> None:
         for view in blocks_of(model, find_family(model)):
             view.module.requires_grad_(False)
     elif what in ("host", "units") and routing_of(model) is not None:
-        learns = "turnout." if what == "host" else "turnout.routers."
+        learns = "turnout." if what == "host" else ("turnout.routers.", "turnout.noise.")
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(learns))

@@ -25,6 +25,7 @@ from turnout.train.calibrate import calibrate
 from turnout.train.data import Data, encode, listed
 from turnout.train.fit import check_one_process, fit, freeze
 from turnout.train.host import host_labels, open_host
+from turnout.train.noise import noise_facts
 from turnout.train.precision import moved
 from turnout.train.prepare import (
     check_alone,
@@ -108,7 +109,7 @@ def _host(recipe: Recipe, task: Task[Any], run: Run | None) -> tuple[PreTrainedM
             "train.seed_phase: no router here has units that could learn as one: it is for site "
             "adapter, and for experts with split: copied"
         )
-    check_stacks(install(_start(model, recipe), recipe.routers))
+    check_stacks(install(_start(model, recipe), recipe.routers, noise=recipe.noise))
     check_counts(model, recipe.routers)
     cuts_of(model, recipe.measure.static)
     return model, tokenizer
@@ -150,11 +151,15 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
     host = _routed_host(run, dense, data, say, progress)
     set_seed(recipe.train.seed)
     start, whole = time.perf_counter(), last_checkpoint(run.checkpoints / "routed") is None
-    model = install(host, counted(host, recipe.routers, data.train, data.collate, say))
+    routers = counted(host, recipe.routers, data.train, data.collate, say)
+    model = install(host, routers, noise=recipe.noise)
     found = prepare(model, data.train, data.collate, say)
-    kinds = ", ".join(router.kind for router in recipe.routers)
     routing: Any = model.turnout
-    say(f"routed model: {kinds} at {len(routing.sites)} sites, {_millions(routing)} M parameters")
+    kinds = [router.kind for router in recipe.routers]
+    kinds += [f"{noise.kind} noise" for noise in recipe.noise]
+    places = f"{len(routing.sites)} sites, " if routing.sites else ""
+    places += f"noise in {len(routing.noise)} places, " if routing.noise else ""
+    say(f"routed model: {', '.join(kinds)}: {places}{_millions(routing)} M parameters")
     config = recipe.train.routed()
     freeze(model, config.freeze)
     if any(parameter.requires_grad for parameter in model.parameters()):
@@ -171,6 +176,8 @@ def _train_routed(run: Run, data: Data, say: Say, progress: bool) -> None:
         )
     else:
         say("nothing to train: the host is frozen and these routers have no weights")
+    if routing.noise:
+        found["noise"] = noise_facts(routing)
     _note_cost(run, "routed", model, start if whole else None, found)
     routing.budget = recipe.train.budget
     rows = data.validation.select(range(min(len(data.validation), CALIBRATION_ROWS)))
@@ -217,7 +224,7 @@ def _tell_score(model: PreTrainedModel, data: Data, start: float, say: Say) -> N
     seconds = time.perf_counter() - start
     score = data.score(model)
     routing: Any = getattr(model, "turnout", None)
-    at = "" if routing is None else f" at budget {routing.budget:g}"
+    at = "" if routing is None or not routing.sites else f" at budget {routing.budget:g}"
     say(f"  {data.task.headline} on validation{at}: {score:.4f}, after {seconds:,.0f} s")
 
 

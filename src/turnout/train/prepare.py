@@ -24,6 +24,7 @@ from turnout.routers.cluster import ClusterConfig, ClusterRouter, best_count, ch
 from turnout.routers.gate import GateRouter
 from turnout.routers.policy import PolicyConfig, PolicyRouter
 from turnout.train.data import listed, usual_rows
+from turnout.train.noise import size_from
 from turnout.train.prices import measured_seconds
 from turnout.train.search import imitate, search_routes
 from turnout.train.teach_experts import teach_experts
@@ -130,8 +131,8 @@ def prepare(
 
     Clusters are fitted; the neurons of experts are shared out where their split looks at data, and
     gates over them learn from the host which matter; seconds that routers pay in are measured; a
-    policy with ``imitate`` learns the routes that a search finds. Routers that need none of it are
-    left as they are.
+    policy with ``imitate`` learns the routes that a search finds. What noise is added to is
+    measured. Routers that need none of it are left as they are.
 
     rows: encoded training rows, labelled. collate: makes a batch of some of them. say: is told what
     was found out. Returns that, by router. Raises UserError for an unrouted model, and for rows
@@ -187,6 +188,8 @@ def prepare_from(
         if router.fits:
             say(f"  {router.fit(source.states(router))}")
             told[name] = router.found
+    if routing.noise:
+        told["noise"] = {"sizes": size_from(model, source.batches())}
     return told
 
 

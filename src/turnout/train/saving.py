@@ -96,12 +96,14 @@ def load(run: str | Path, **kwargs: Any) -> PreTrainedModel:
         )
     spec = _spec(folder)
     model = load_host(folder, **kwargs)
-    install(model, spec["routers"], tasks=spec.get("tasks", ()), ordered=True)
+    noise, tasks = spec.get("noise", ()), spec.get("tasks", ())
+    install(model, spec["routers"], noise=noise, tasks=tasks, ordered=True)
     _load_routers(model, folder)
     routing: Any = model.turnout
     for name, router in routing.routers.items():
         router.levels = [(share, level) for share, level in spec.get("levels", {}).get(name, [])]
     routing.budget = spec.get("budget", 1.0)
+    routing.noise_scale = spec.get("noise_scale", 1.0)
     note_dial(model)
     return model.eval()
 

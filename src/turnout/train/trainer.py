@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from turnout import objectives
 from turnout.cost import trace_share
@@ -26,6 +25,8 @@ from turnout.files import read_json
 from turnout.hosts.tasks_model import TasksModel
 from turnout.train.answers import paired
 from turnout.train.config import TrainConfig
+from turnout.train.noise import noise_logs, second_pass
+from turnout.train.order import LengthOrder, grouped_steps
 from turnout.train.saving import check_weights, load_weights
 from turnout.units.copies import CopyBank
 
@@ -33,45 +34,6 @@ from turnout.units.copies import CopyBank
 def routing_of(model: nn.Module) -> Routing | None:
     """The routing of a model, or None when it is not routed."""
     return getattr(model, "turnout", None)
-
-
-class LengthOrder(Sampler[int]):
-    """The order of the rows of an epoch: a function of the seed and the epoch alone, so a training
-    that goes on in its second epoch sees the order that it would have seen.
-
-    step: rows to an optimizer step. grouped: the rows of a step are of like length; if not, they
-    are drawn at random and only sorted inside of the step, so that its micro-batches hold little
-    padding.
-    """
-
-    def __init__(self, lengths: list[int], step: int, seed: int, grouped: bool) -> None:
-        self.lengths, self.step, self.seed, self.grouped = lengths, step, seed, grouped
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.grouped:
-            yield from get_length_grouped_indices(self.lengths, self.step, generator=generator)
-            return
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        for start in range(0, len(order), self.step):
-            rows = order[start : start + self.step]
-            yield from sorted(rows, key=self.lengths.__getitem__, reverse=True)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader at the start of each epoch."""
-        self.epoch = epoch
-
-
-def grouped_steps(config: TrainConfig, rows: datasets.Dataset) -> bool:
-    """Whether a step takes rows of like length: as the config says, or unless words are labelled
-    (then a step of short sentences would count each of its words for more)."""
-    if config.group_by_length is not None:
-        return config.group_by_length
-    return not isinstance(rows[0].get("labels"), list)
 
 
 class RoutedTrainer(Trainer):
@@ -133,7 +95,13 @@ class RoutedTrainer(Trainer):
         parts = self._parts(model, inputs, outputs, teacher_logits)
         if hidden:
             parts["hidden"] = self._hidden(inputs, outputs)
+        if self.weights.consistency and routing is not None:
+            host = self.accelerator.unwrap_model(model)
+            loss, parts["consistency"] = second_pass(model, host, inputs, outputs)
+            parts["task"] = 0.5 * (parts["task"] + loss)
         weights = {name: getattr(self.weights, name) for name in parts}
+        if "kl" in weights:
+            weights["kl"] *= self.risen(self.weights.kl_anneal)
         parts = {name: value for name, value in parts.items() if name == "task" or weights[name]}
         loss = torch.stack([weights[name] * value.float() for name, value in parts.items()]).sum()
         for name, value in parts.items():
@@ -169,6 +137,11 @@ class RoutedTrainer(Trainer):
         if routing is None:
             return parts
         flow = routing.current_flow()
+        if noise := routing.all_noise():
+            divergences = [each.kl(flow) for each in noise]
+            parts["kl"] = objectives.kl(divergences, weights.free_bits)
+        if not flow.trace:  # noise alone
+            return parts
         share = trace_share(flow.trace)
         if any(router.learns_budget for router in routing.all_routers()):
             parts["budget"] = objectives.budget(share, self.target_budget())
@@ -190,9 +163,11 @@ class RoutedTrainer(Trainer):
 
     def target_budget(self) -> float:
         """The work budget at this step: from 1 down to its goal over the first part of training."""
-        steps = max(1.0, self.state.max_steps * self.train_config.anneal)
-        done = min(1.0, self.state.global_step / steps)
-        return 1.0 + (self.train_config.budget - 1.0) * done
+        return 1.0 + (self.train_config.budget - 1.0) * self.risen(self.train_config.anneal)
+
+    def risen(self, part: float) -> float:
+        """How far something has come that goes from 0 to 1 over the first part of training."""
+        return min(1.0, self.state.global_step / max(1.0, self.state.max_steps * part))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a learning rate of its own for the routers."""
@@ -233,6 +208,7 @@ class RoutedTrainer(Trainer):
             for name, values in self._meters.items():
                 logs[name] = round(float(torch.stack(values).mean()), 5)
             now = time.perf_counter()
+            logs |= noise_logs(routing_of(self.accelerator.unwrap_model(self.model)))
             logs["tokens_per_second"] = round(self._tokens / (now - self._since), 1)
             self._meters.clear()
             self._tokens, self._since = 0, now
