@@ -12,7 +12,6 @@ import datasets
 import numpy as np
 
 from turnout.errors import UserError
-from turnout.execute.generate import run_bulk
 from turnout.execute.paths import check_paths
 from turnout.execute.pool import BulkResult, predict_bulk
 from turnout.run import open_run
@@ -56,7 +55,8 @@ def predict(
     rows = task.encode(raw, tokenizer)
     collate = task.collator(tokenizer)
     if paths == 1:
-        found = run_bulk(model, listed(rows), collate, batch_tokens, task.generation)
+        found = task.run(model, listed(rows), collate, batch_tokens)
+        found = task.joined(rows, found, len(raw))
         spread = None
     else:
         check_paths(routing, paths)
@@ -64,7 +64,7 @@ def predict(
             task, model, listed(rows), collate, batch_tokens, paths, seed or 0
         )
     if say is not None:
-        say(f"{len(rows):,} rows; share of the routed work that was spent: {found.share:.3f}")
+        say(f"{len(raw):,} rows; share of the routed work that was spent: {found.share:.3f}")
     return _lines(task, raw, rows, found, spread, trace)
 
 

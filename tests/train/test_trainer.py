@@ -22,8 +22,9 @@ from turnout.train import fit as fit_module
 from turnout.train.config import TrainConfig
 from turnout.train.data import encode
 from turnout.train.fit import fit
+from turnout.train.order import LengthOrder, grouped_steps
 from turnout.train.step_format import StepFormat
-from turnout.train.trainer import LengthOrder, grouped_steps, last_checkpoint
+from turnout.train.trainer import last_checkpoint
 
 ROUTERS = {
     "none": None,

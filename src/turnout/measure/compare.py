@@ -65,9 +65,7 @@ def judge(entry: Entry, material: Material) -> Judged:
 
     def once() -> None:
         found.append(
-            entry.run(
-                material.rows, material.collate, material.batch_tokens, material.task.generation
-            )
+            entry.run(material.rows, material.collate, material.batch_tokens, material.task)
         )
 
     memory = peak_memory(once)
@@ -91,7 +89,7 @@ def time_rounds(
 
     def timed(entry: Entry) -> Callable[[], None]:
         def once() -> None:
-            entry.run(rows, material.collate, material.batch_tokens, material.task.generation)
+            entry.run(rows, material.collate, material.batch_tokens, material.task)
             bar.step(entry.name)
 
         return once

@@ -78,9 +78,10 @@ def train(
         )
     raw = task.load()
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in raw.items())
-    say(f"data: {sizes}; {len(task.labels)} labels: {_listed(task.labels)}")
+    labelled = f"; {len(task.labels)} labels: {_listed(task.labels)}" if task.labels else ""
+    say(f"data: {sizes}{labelled}")
     model, tokenizer = _host(recipe, task, run)
-    data = encode(task, raw, tokenizer)
+    data = encode(task, raw, tokenizer, model)
     check_data(recipe.routers, len(data.train))
     run = start_run(out, recipe, task.labels)
     if not run.dense.is_dir() and dense is not None:
@@ -108,7 +109,9 @@ def _host(recipe: Recipe, task: Task[Any], run: Run | None) -> tuple[PreTrainedM
             "train.seed_phase: no router here has units that could learn as one: it is for site "
             "adapter, and for experts with split: copied"
         )
-    check_stacks(install(_start(model, recipe), recipe.routers))
+    routed = install(_start(model, recipe), recipe.routers)
+    check_stacks(routed)
+    task.check_routed(routed)
     check_counts(model, recipe.routers)
     cuts_of(model, recipe.measure.static)
     return model, tokenizer
@@ -215,10 +218,10 @@ def _note_cost(
 
 def _tell_score(model: PreTrainedModel, data: Data, start: float, say: Say) -> None:
     seconds = time.perf_counter() - start
-    score = data.score(model)
+    told = data.task.told(data.total(model))
     routing: Any = getattr(model, "turnout", None)
     at = "" if routing is None else f" at budget {routing.budget:g}"
-    say(f"  {data.task.headline} on validation{at}: {score:.4f}, after {seconds:,.0f} s")
+    say(f"  {data.task.headline} on validation{at}: {told}, after {seconds:,.0f} s")
 
 
 def _millions(module: Any) -> str:

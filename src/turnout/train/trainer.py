@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,62 +16,25 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from turnout import objectives
 from turnout.cost import trace_share
 from turnout.errors import UserError
+from turnout.execute.batches import uncached
 from turnout.execute.routing import Routing
 from turnout.files import read_json
 from turnout.hosts.tasks_model import TasksModel
 from turnout.train.answers import paired
 from turnout.train.config import TrainConfig
+from turnout.train.order import LengthOrder, grouped_steps
 from turnout.train.saving import check_weights, load_weights
+from turnout.train.word_losses import forward_states, in_pieces, word_losses
 from turnout.units.copies import CopyBank
 
 
 def routing_of(model: nn.Module) -> Routing | None:
     """The routing of a model, or None when it is not routed."""
     return getattr(model, "turnout", None)
-
-
-class LengthOrder(Sampler[int]):
-    """The order of the rows of an epoch: a function of the seed and the epoch alone, so a training
-    that goes on in its second epoch sees the order that it would have seen.
-
-    step: rows to an optimizer step. grouped: the rows of a step are of like length; if not, they
-    are drawn at random and only sorted inside of the step, so that its micro-batches hold little
-    padding.
-    """
-
-    def __init__(self, lengths: list[int], step: int, seed: int, grouped: bool) -> None:
-        self.lengths, self.step, self.seed, self.grouped = lengths, step, seed, grouped
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.grouped:
-            yield from get_length_grouped_indices(self.lengths, self.step, generator=generator)
-            return
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        for start in range(0, len(order), self.step):
-            rows = order[start : start + self.step]
-            yield from sorted(rows, key=self.lengths.__getitem__, reverse=True)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader at the start of each epoch."""
-        self.epoch = epoch
-
-
-def grouped_steps(config: TrainConfig, rows: datasets.Dataset) -> bool:
-    """Whether a step takes rows of like length: as the config says, or unless words are labelled
-    (then a step of short sentences would count each of its words for more)."""
-    if config.group_by_length is not None:
-        return config.group_by_length
-    return not isinstance(rows[0].get("labels"), list)
 
 
 class RoutedTrainer(Trainer):
@@ -100,6 +63,7 @@ class RoutedTrainer(Trainer):
         # Then Trainer counts the labels of all micro-batches of a step: see compute_loss.
         self.model_accepts_loss_kwargs = True
         self.task_score: Callable[[], float] | None = None
+        self._by_pieces = True
         self._meters: dict[str, list[Tensor]] = defaultdict(list)
         self.tokens = self._tokens = 0
         self._since = time.perf_counter()
@@ -124,13 +88,21 @@ class RoutedTrainer(Trainer):
         if (routing := routing_of(self.accelerator.unwrap_model(model))) is not None:
             for router in routing.all_routers():  # before the pass, which may be run twice
                 router.done = self.state.global_step / max(1, self.state.max_steps)
-        outputs = model(**inputs, output_hidden_states=True) if hidden else model(**inputs)
+        host: Any = self.accelerator.unwrap_model(model)
+        given = {**inputs, **uncached(host), **({"output_hidden_states": True} if hidden else {})}
+        kept = teacher_logits is not None
+        outputs, words = (None, None) if kept else self._words(model, host, given)
+        if outputs is None:
+            outputs = model(**given)
         if not model.training:
-            return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
-        if teacher_logits is None and self.teacher is not None and self.weights.distill:
+            loss = outputs["loss"] if words is None else words["task"]
+            return (loss, outputs) if return_outputs else loss
+        asks = teacher_logits is None and self.teacher is not None and self.weights.distill
+        if asks and words is None:
             with torch.no_grad():
-                teacher_logits = self.teacher(**inputs)["logits"]
-        parts = self._parts(model, inputs, outputs, teacher_logits)
+                asked = {**inputs, **uncached(self.teacher)}
+                teacher_logits = self.teacher(**asked)["logits"]  # type: ignore[misc]
+        parts = self._parts(model, inputs, outputs, teacher_logits, words)
         if hidden:
             parts["hidden"] = self._hidden(inputs, outputs)
         weights = {name: getattr(self.weights, name) for name in parts}
@@ -146,9 +118,37 @@ class RoutedTrainer(Trainer):
             loss = loss * (here / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
+    def _words(
+        self, model: nn.Module, host: PreTrainedModel, given: dict[str, Any]
+    ) -> tuple[Any, dict[str, Tensor] | None]:
+        """A pass of a causal language model whose losses are taken in pieces (see word_losses), and
+        these losses; None where that cannot be done."""
+        if not self._by_pieces or "labels" not in given or not in_pieces(host):
+            return None, None
+        outputs, states_BTD, self._by_pieces = forward_states(model, host, given)
+        if not self._by_pieces:
+            return None, None
+        teacher = self.teacher if model.training and self.weights.distill else None
+        taught_BTD = None
+        if teacher is not None:
+            with torch.no_grad():
+                _, taught_BTD, self._by_pieces = forward_states(teacher, teacher, given)
+            if not self._by_pieces:
+                return None, None
+        with self.accelerator.autocast():
+            losses = word_losses(host, states_BTD, given["labels"], teacher, taught_BTD)
+        return outputs, losses
+
     def _parts(
-        self, model: nn.Module, inputs: dict[str, Any], outputs: Any, teacher: Tensor | None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        outputs: Any,
+        teacher: Tensor | None,
+        words: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
+        """The objectives of a pass. words: those on answers, where they are known already; then the
+        outputs have logits of a last token alone, for routers that do not look at them."""
         weights = self.weights
         labels = inputs.get("labels")
         logits = outputs["logits"]
@@ -156,7 +156,7 @@ class RoutedTrainer(Trainer):
             host = self.accelerator.unwrap_model(model)
             teacher = None if teacher is None else paired(host, teacher, labels)[0]
             logits, labels = paired(host, logits, labels)
-        parts = {"task": outputs["loss"]}
+        parts = {"task": outputs["loss"]} if words is None else words
         keep = labels != -100 if labels is not None and labels.ndim == 2 else None
         if teacher is not None and weights.distill:
             host: Any = self.accelerator.unwrap_model(model)
@@ -183,7 +183,8 @@ class RoutedTrainer(Trainer):
     def _hidden(self, inputs: dict[str, Any], outputs: Any) -> Tensor:
         assert self.teacher is not None
         with torch.no_grad():
-            taught = self.teacher(**inputs, output_hidden_states=True)
+            asked = {**inputs, **uncached(self.teacher)}
+            taught = self.teacher(**asked, output_hidden_states=True)
         mask = inputs.get("attention_mask")
         keep = None if mask is None else mask.bool()
         return objectives.distill_hidden(outputs.hidden_states[-1], taught.hidden_states[-1], keep)
