@@ -49,23 +49,6 @@ measure:
 """
 
 
-def llama(**more: Any) -> hf.LlamaConfig:
-    """Two layers, 16 wide, for the tokenizer of one token a word."""
-    sizes: dict[str, Any] = dict(
-        vocab_size=len(tiny.WORDS),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=32,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=3,
-        initializer_range=0.2,
-    )
-    return hf.LlamaConfig(**{**sizes, **more})
-
-
 def texts(count: int, seed: int) -> list[str]:
     """Each word says which comes next, but for the first, and where it ends."""
     generator = torch.Generator().manual_seed(seed)
@@ -85,7 +68,7 @@ def save(folder: Path, recipe: str = RECIPE) -> Path:
     rows = (json.dumps({"text": text}) + "\n" for text in texts(24, 3))
     (folder / "test.jsonl").write_text("".join(rows))
     torch.manual_seed(0)
-    hf.LlamaForCausalLM(llama()).save_pretrained(folder / "host")
+    hf.LlamaForCausalLM(tiny.llama_config()).save_pretrained(folder / "host")
     tiny.tokenizer().save_pretrained(folder / "host")
     (folder / "recipe.yaml").write_text(recipe)
     return folder / "recipe.yaml"
@@ -164,7 +147,7 @@ def test_packed_documents_cost_what_each_costs_alone(family: str) -> None:
     sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     torch.manual_seed(0)
     config: Any = {
-        "llama": llama(),
+        "llama": tiny.llama_config(),
         "gpt2": hf.GPT2Config(
             vocab_size=words, n_embd=16, n_layer=2, n_head=2, bos_token_id=2, eos_token_id=3
         ),

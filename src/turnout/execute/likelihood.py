@@ -38,15 +38,20 @@ WHOLE = 1 << 26  # logits of a batch where a model gives none but all
 
 @torch.inference_mode()
 def log_likelihood(
-    model: PreTrainedModel, rows: Sequence[Row], collate: Collate, batch_tokens: int = 4096
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    collate: Collate,
+    batch_tokens: int = 4096,
+    ahead: bool = False,
 ) -> BulkResult:
     """Log probabilities of the labels of encoded rows, each given the tokens before it.
 
     rows: ``input_ids`` and ``labels`` at the same places, -100 where there is none (the host's own
-    convention: the label of a token is the token itself). The result's ``logits`` are (3,) a row:
-    the sum of the log probabilities in nats, the number of labels, and how many of them were the
-    likeliest word. Where the host's last states can be read word by word, no batch's logits are
-    held. Raises UserError for a model that is no causal language model.
+    convention: the label of a token is the token itself). ahead: labels stand one place earlier, at
+    the token that they are predicted from, so that a last word need not be read. The result's
+    ``logits`` are (3,) a row: the sum of the log probabilities in nats, the number of labels, and
+    how many of them were the likeliest word. Where the host's last states can be read word by word,
+    no batch's logits are held. Raises UserError for a model that is no causal language model.
     """
     check_causal(model)
     meter, lengths = Meter(len(rows)), lengths_of(rows)
@@ -59,14 +64,15 @@ def log_likelihood(
         for group in groups_by_length(lengths, batch_tokens):
             inputs, labels_BT = labelled_inputs_of(model, [rows[i] for i in group], collate)
             assert labels_BT is not None
+            found = labelled(labels_BT, ahead)
             if by_state:
                 with last_states(model) as seen:
                     model(**inputs, **unread(model))
                 read: Callable[[Tensor], Tensor] = partial(head_logits, model)
-                sums_N3[group] = _sums(seen[-1], labels_BT, read, piece_of(model))
+                sums_N3[group] = _sums(seen[-1], found, read, piece_of(model))
             else:
                 logits_BTV = model(**inputs)["logits"]
-                sums_N3[group] = _sums(logits_BTV, labels_BT, _same, piece_of(model))
+                sums_N3[group] = _sums(logits_BTV, found, _same, piece_of(model))
             if routing is not None:
                 meter.count(group, routing)
     return bulk_result(model, list(sums_N3), meter)
@@ -96,11 +102,15 @@ def _same(logits_NV: Tensor) -> Tensor:
 
 
 def _sums(
-    values: Tensor, labels_BT: Tensor, logits_of: Callable[[Tensor], Tensor], size: int
+    values: Tensor,
+    found: tuple[Tensor, Tensor, Tensor],
+    logits_of: Callable[[Tensor], Tensor],
+    size: int,
 ) -> np.ndarray:
-    """(B, 3) from states or logits (B, T, ...), in pieces."""
-    row_N, place_N, label_N = labelled(labels_BT)
-    out_B3 = torch.zeros(len(labels_BT), 3, dtype=torch.float64, device=values.device)
+    """(B, 3) from states or logits (B, T, ...) of the labelled tokens that were found, in pieces of
+    so many."""
+    row_N, place_N, label_N = found
+    out_B3 = torch.zeros(len(values), 3, dtype=torch.float64, device=values.device)
     for start in range(0, len(label_N), size):
         piece = slice(start, start + size)
         logits_NV = logits_of(values[row_N[piece], place_N[piece]]).float()

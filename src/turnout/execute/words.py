@@ -61,9 +61,10 @@ def agrees(model: PreTrainedModel, states_BTD: Tensor, logits_B1V: Tensor) -> bo
     return ours.shape == own.shape and float((ours - own).abs().max()) <= near
 
 
-def labelled(labels_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows (N,) and places (N,) of the tokens that predict a labelled one, and its label (N,)."""
-    next_BT = labels_BT[:, 1:]
+def labelled(labels_BT: Tensor, ahead: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (N,) and places (N,) of the tokens that predict a labelled one, and its label (N,).
+    ahead: a label stands at the token that predicts it, not at the token that it is."""
+    next_BT = labels_BT if ahead else labels_BT[:, 1:]
     row_N, place_N = (next_BT != IGNORED).nonzero(as_tuple=True)
     return row_N, place_N, next_BT[row_N, place_N]
 
