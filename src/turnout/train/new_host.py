@@ -39,8 +39,8 @@ SPECIAL = [PAD, BEGIN, END, UNKNOWN, MASK]
 
 class TokenizerConfig(BaseModel):
     """texts: files of rows (.csv, .tsv, .jsonl, .parquet), or of plain lines (.txt). columns: that
-    hold text. vocabulary: of byte pairs (Sennrich et al. 2016, arXiv 1508.07909), special tokens included. lowercase: of all
-    letters. max_length: of an input, in tokens."""
+    hold text. vocabulary: of byte pairs (Sennrich et al. 2016, arXiv 1508.07909), special tokens
+    included. lowercase: of all letters. max_length: of an input, in tokens."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,8 +52,8 @@ class TokenizerConfig(BaseModel):
 
 
 class NewHost(BaseModel):
-    """family: as Transformers calls it (bart, t5, bert, llama, gpt2). config: fields of its config; sizes
-    that are not given are the family's own, which are large. seed: of the weights."""
+    """family: as Transformers calls it (bart, t5, bert, llama, gpt2). config: fields of its config;
+    sizes that are not given are the family's own, which are large. seed: of the weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
