@@ -60,6 +60,8 @@ def predict(
         spread = None
     else:
         check_paths(routing, paths)
+        if task.over_words:
+            raise UserError("paths are averaged by their probabilities, and this task has none")
         found, spread = _averaged(
             task, model, listed(rows), collate, batch_tokens, paths, seed or 0
         )
@@ -105,8 +107,9 @@ def _lines(
     trace: bool,
 ) -> Iterator[str]:
     predictions = predictions_of(task, rows, found.logits)
-    labels = rows["labels"] if "labels" in rows.column_names else [None] * len(rows)
-    spreads = [None] * len(rows) if spread is None else spread
+    same = len(rows) == len(raw)  # if not, a raw row is several encoded ones, without labels
+    labels = rows["labels"] if same and "labels" in rows.column_names else [None] * len(raw)
+    spreads = [None] * len(raw) if spread is None else spread
     for record, prediction, logits, marks, units, apart in zip(
         raw, predictions, found.logits, labels, found.units, spreads, strict=True
     ):

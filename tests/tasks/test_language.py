@@ -19,6 +19,7 @@ from turnout.measure.table import cells
 from turnout.predict import predict
 from turnout.recipe import load
 from turnout.tasks.language import LanguageConfig, LanguageTask, collate
+from turnout.train.new_host import NewHost, new_host
 from turnout.train.pipeline import train
 
 NEXT = dict(zip(tiny.FILLER, [*tiny.FILLER[1:], tiny.FILLER[0]], strict=True))
@@ -103,6 +104,36 @@ def test_a_frozen_host_trains_its_routers_alone(tmp_path: Path) -> None:
     dense, routed = run.load_dense().state_dict(), run.load_routed().state_dict()
     assert all(torch.equal(routed[name], value) for name, value in dense.items())
     assert any(name.startswith("turnout.") and value.any() for name, value in routed.items())
+
+
+def test_random_skipping_is_trained_through_and_long_documents_are_joined(tmp_path: Path) -> None:
+    routers = ["routers=[{kind: random-skip, granularity: token, site: ffn}]"]
+    recipe = load(save(tmp_path), [*routers, "train.max_steps=2", "task.stride=6"])
+    run = train(recipe, tmp_path / "run", say=str, progress=False)
+    (tmp_path / "new.txt").write_text(" ".join(texts(12, 7)) + "\nfilm\n" + texts(1, 8)[0] + "\n")
+    source = str(tmp_path / "new.txt")
+    lines = [json.loads(line) for line in predict(run.path, source, budget=0.9, seed=1, trace=True)]
+    tokens = [len(tiny.tokenizer()(line["text"])["input_ids"]) - 1 for line in lines]
+    assert [line["tokens"] for line in lines] == tokens and tokens[0] > 40
+    assert all(line["layers_run"] <= 2 for line in lines)
+    half = [json.loads(line) for line in predict(run.path, source, budget=0.5, seed=1, trace=True)]
+    assert half[0]["perplexity"] != lines[0]["perplexity"]
+    assert half[0]["layers_run"] < lines[0]["layers_run"] < 2
+    with pytest.raises(UserError, match="paths are averaged by their probabilities"):
+        list(predict(run.path, source, budget=0.5, paths=2))
+
+
+def test_a_new_host_learns_to_write(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    small = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+    texts_ = {"texts": [str(tmp_path / "one.txt")], "vocabulary": 300, "max_length": 32}
+    page = {"family": "llama", "config": small, "tokenizer": texts_}
+    new_host(NewHost.model_validate(page), tmp_path / "new")
+    recipe = load(path, [f"model={tmp_path / 'new'}", "train.max_steps=2"])
+    run = train(recipe, tmp_path / "run", say=str, progress=False)
+    model, tokenizer = run.load_routed(), run.tokenizer()
+    ids = tokenizer("the film", return_tensors="pt")["input_ids"][:, :-1]
+    assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] > ids.shape[1]  # type: ignore[operator]
 
 
 @pytest.mark.filterwarnings("ignore:router .* decides for a whole")

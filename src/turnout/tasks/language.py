@@ -222,7 +222,9 @@ class LanguageTask(Task[LanguageConfig]):
     ) -> dict[str, Any]:
         """The document with its perplexity, bits per byte and number of tokens."""
         total = np.asarray(prediction)
-        found = {"perplexity": perplexity(total), "bits_per_byte": bits_per_byte(total)}
+        found: dict[str, Any] = {"perplexity": None, "bits_per_byte": None}  # of a single token
+        if total[1]:
+            found = {"perplexity": perplexity(total), "bits_per_byte": bits_per_byte(total)}
         return {**record, **found, "tokens": int(total[1])}
 
 

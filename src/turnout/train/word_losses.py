@@ -74,8 +74,9 @@ def word_losses(
     size, at = piece_of(host), (row_N, place_N)
     parts = [states_BTD[at].split(size), label_N.split(size)]
     parts.append([None] * len(parts[0]) if taught_BTD is None else taught_BTD[at].split(size))
+    learns = states_BTD.requires_grad or weight.requires_grad
     for given in zip(*parts, strict=True):
-        if states_BTD.requires_grad or weight.requires_grad:
+        if learns and len(label_N) > size:
             sums.append(checkpoint(piece_sums, *given, use_reentrant=False))  # type: ignore[arg-type]
         else:
             sums.append(piece_sums(*given))
