@@ -14,6 +14,8 @@ import torch
 import transformers as hf
 
 from turnout import UserError
+from turnout.double.pipeline import train_tasks
+from turnout.double.recipe import TasksRecipe
 from turnout.measure.run import measure
 from turnout.measure.table import cells
 from turnout.predict import predict
@@ -35,7 +37,7 @@ routers:
   - {kind: gate, site: ffn, granularity: token}
   - {kind: gate, site: attention, granularity: token}
 train:
-  epochs: 20
+  epochs: 12
   routed_epochs: 4
   batch_size: 4
   precision: fp32
@@ -155,9 +157,19 @@ def task(**fields: Any) -> LanguageTask:
     return LanguageTask(LanguageConfig(train="x", **fields))
 
 
-def test_stride_is_below_the_length() -> None:
-    with pytest.raises(ValueError, match="stride: found 16; it must be below max_length"):
-        task(max_length=16, stride=16)
+def test_it_stands_alone_and_its_files_are_there(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    page = "model: host\ntasks:\n  a: {kind: language, train: [one.txt], validation: two.txt}\n"
+    (tmp_path / "tasks.yaml").write_text(page + "routers: [{kind: mixture}]\n")
+    recipe = TasksRecipe.load(tmp_path / "tasks.yaml", [])
+    with pytest.raises(UserError, match="use kind: words with guess: next there"):
+        train_tasks(recipe, tmp_path / "run", say=str, progress=False)
+    path.write_text(RECIPE.replace("two.txt", "tow.txt"))
+    with pytest.raises(UserError, match=r"recipe\.yaml:4: task\.train: 'tow\.txt': no such file"):
+        load(path)
+    path.write_text(RECIPE.replace("max_length: 16", "max_length: 16\n  stride: 16"))
+    with pytest.raises(UserError, match=r"stride: found 16; it must be below max_length \(16\)"):
+        load(path)
 
 
 def test_scores_agree_with_each_other() -> None:

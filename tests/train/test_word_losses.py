@@ -76,10 +76,12 @@ def test_rows_without_a_label_cost_nothing() -> None:
     assert float(parts["task"].detach()) == 0
 
 
-def trainer(model: Any, teacher: Any, folder: Path, **weights: float) -> RoutedTrainer:
+def trainer(
+    model: Any, teacher: Any, folder: Path, bf16: bool = False, **weights: float
+) -> RoutedTrainer:
     return RoutedTrainer(
         model=model,
-        args=TrainingArguments(str(folder), report_to=[], use_cpu=True),
+        args=TrainingArguments(str(folder), report_to=[], use_cpu=True, bf16=bf16),
         train_config=TrainConfig(),
         weights=objectives.ObjectivesConfig(**weights),
         teacher=teacher,
@@ -113,7 +115,21 @@ def test_a_routed_step_is_the_same_in_pieces(hidden: float, tmp_path: Path) -> N
         torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-5)
 
 
+def test_the_heads_agree_in_bf16_too(tmp_path: Path) -> None:
+    dense = host()
+    model: Any = turnout.install(deepcopy(dense), GATES)
+    each = trainer(model, dense, tmp_path, bf16=True, distill=0.5)
+    wrapped = each.accelerator.prepare(model).train()
+    loss = each.compute_loss(wrapped, packed(dense))
+    assert each._by_pieces and torch.isfinite(loss) and {"loss_distill"} <= set(each._meters)
+
+
 def test_routers_that_ask_for_logits_get_them() -> None:
     assert in_pieces(turnout.install(host(), GATES))
     assert not in_pieces(turnout.install(host(), {"kind": "policy"}))
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    mixture = dict(num_key_value_heads=1, num_local_experts=2, pad_token_id=0)
+    for adds in (True, False):  # a loss that spreads tokens over experts
+        config = hf.MixtralConfig(vocab_size=V, output_router_logits=adds, **sizes, **mixture)
+        assert in_pieces(hf.MixtralForCausalLM(config)) is not adds
     assert not in_pieces(hf.BertForMaskedLM(tiny.bert_config()))

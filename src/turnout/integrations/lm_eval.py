@@ -32,10 +32,11 @@ from turnout.train.saving import load, load_tokenizer
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 BATCH_TOKENS = 4096
+Harness: Any = HFLM  # its decorator hides its type
 
 
 @register_model("turnout")
-class RoutedLM(HFLM):
+class RoutedLM(Harness):
     """A routed model as the harness wants it; arguments of ``--model_args``.
 
     pretrained: a run folder, a folder of a saved routed model, or the model itself. budget: share

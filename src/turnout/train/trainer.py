@@ -125,7 +125,8 @@ class RoutedTrainer(Trainer):
         these losses; None where that cannot be done."""
         if not self._by_pieces or "labels" not in given or not in_pieces(host):
             return None, None
-        outputs, states_BTD, self._by_pieces = forward_states(model, host, given)
+        with self.accelerator.autocast():  # as the model's own head has it
+            outputs, states_BTD, self._by_pieces = forward_states(model, host, given)
         if not self._by_pieces:
             return None, None
         teacher = self.teacher if model.training and self.weights.distill else None

@@ -23,9 +23,11 @@ from turnout.routers.base import Router
 
 
 def in_pieces(model: nn.Module) -> bool:
-    """Can a model be trained so: its head reads single states, and no router's loss asks for the
-    logits of a whole batch."""
+    """Can a model be trained so: its head reads single states, its own loss is of words alone, and
+    no router's loss asks for the logits of a whole batch."""
     if not isinstance(model, PreTrainedModel) or not has_own_head(model):
+        return False
+    if getattr(model.config, "output_router_logits", False):  # then a loss of its experts is added
         return False
     routing: Any = getattr(model, "turnout", None)
     return routing is None or not any(
