@@ -22,6 +22,7 @@ from turnout.run import Run, check_same, is_run, open_run, start_run
 from turnout.tasks import TASKS
 from turnout.tasks.base import Task
 from turnout.train.calibrate import calibrate
+from turnout.train.checkpoints import last_checkpoint
 from turnout.train.data import Data, encode, listed
 from turnout.train.fit import check_one_process, fit, freeze
 from turnout.train.host import host_labels, open_host
@@ -35,7 +36,6 @@ from turnout.train.prepare import (
     prepare,
 )
 from turnout.train.saving import load_host, save
-from turnout.train.trainer import last_checkpoint
 
 CALIBRATION_ROWS = 512
 SHORT = 0.05  # share above the budget that is worth a word

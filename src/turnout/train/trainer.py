@@ -22,12 +22,11 @@ from turnout.cost import trace_share
 from turnout.errors import UserError
 from turnout.execute.batches import uncached
 from turnout.execute.routing import Routing
-from turnout.files import read_json
 from turnout.hosts.tasks_model import TasksModel
 from turnout.train.answers import paired
 from turnout.train.config import TrainConfig
 from turnout.train.order import LengthOrder, grouped_steps
-from turnout.train.saving import check_weights, load_weights
+from turnout.train.saving import load_weights
 from turnout.train.word_losses import forward_states, in_pieces, word_losses
 from turnout.units.copies import CopyBank
 
@@ -293,22 +292,3 @@ def _own_rates(model: nn.Module) -> dict[int, float]:
         if router.config.learning_rate is not None
         for parameter in router.parameters()
     }
-
-
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The last whole checkpoint in a folder; later ones that were cut off are removed.
-
-    Trainer writes its state last, so a checkpoint without it was stopped half-way. Raises UserError
-    where one is there and the system does not let it be read: that is no reason to remove it.
-    """
-    found = [p for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdecimal()]
-    for path in sorted(found, key=lambda path: -int(path.name.split("-")[1])):
-        try:
-            read_json(path / "trainer_state.json")
-            check_weights(path)
-            return str(path)
-        except UserError as error:
-            if isinstance(error.__cause__, OSError):
-                raise
-            shutil.rmtree(path)
-    return None
