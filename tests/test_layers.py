@@ -23,7 +23,7 @@ LAYERS = (
     ("recipe", "recipe_yaml"),
     ("run",),
     ("train.pipeline", "predict", "inspect", "catalogue"),
-    ("double",),
+    ("double", "integrations"),
     ("workers",),
     ("contest",),
     ("generation",),

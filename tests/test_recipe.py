@@ -153,7 +153,7 @@ MISTAKES = {
     "no kind": (
         ("  kind: classification\n", ""),
         "/recipe.yaml:2: task: the field 'kind' is missing; "
-        "allowed: answers, classification, labels, ner, number, ranking, "
+        "allowed: answers, classification, labels, language, ner, number, ranking, "
         "rewriting",
     ),
     "missing field": (

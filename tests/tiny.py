@@ -31,10 +31,13 @@ def tokenizer() -> Any:
 
 
 def save_host(folder: Path, config: Any = None) -> Path:
-    """A two-layer BERT (or another config's base model) and its tokenizer, saved."""
+    """A two-layer BERT (or another config's base model; Llama's with its head) and its tokenizer,
+    saved."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        model = hf.AutoModel.from_config(config or bert_config())
+        writes = isinstance(config, hf.LlamaConfig)
+        made = hf.AutoModelForCausalLM if writes else hf.AutoModel
+        model = made.from_config(config or bert_config())
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
@@ -53,6 +56,23 @@ def bert_config(**more: Any) -> hf.BertConfig:
         initializer_range=0.2,
     )
     return hf.BertConfig(**{**sizes, **more})
+
+
+def llama_config(**more: Any) -> hf.LlamaConfig:
+    """A decoder of the same size, for the same tokenizer."""
+    sizes: dict[str, Any] = dict(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=32,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        initializer_range=0.2,
+    )
+    return hf.LlamaConfig(**{**sizes, **more})
 
 
 def stacked(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -76,6 +96,18 @@ def save_reviews(folder: Path, rows: int = 40) -> dict[str, Path]:
             lines.append(f"{' '.join([*filler, pick(GOOD if row % 2 else BAD)])},{label}")
         paths[name] = folder / f"{name}.csv"
         paths[name].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return paths
+
+
+def save_texts(folder: Path, rows: int = 40) -> dict[str, Path]:
+    """train.txt, validation.txt, test.txt: documents with blank lines between; each word says which
+    comes next."""
+    paths = {}
+    for name, count in (("train", rows), ("validation", rows // 2), ("test", rows // 2)):
+        starts = range(count)
+        texts = [" ".join((FILLER * 3)[n % 10 : n % 10 + 3 + n % 7]) for n in starts]
+        paths[name] = folder / f"{name}.txt"
+        paths[name].write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     return paths
 
 

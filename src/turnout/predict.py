@@ -12,7 +12,6 @@ import datasets
 import numpy as np
 
 from turnout.errors import UserError
-from turnout.execute.generate import run_bulk
 from turnout.execute.paths import check_paths
 from turnout.execute.pool import BulkResult, predict_bulk
 from turnout.run import open_run
@@ -56,15 +55,18 @@ def predict(
     rows = task.encode(raw, tokenizer)
     collate = task.collator(tokenizer)
     if paths == 1:
-        found = run_bulk(model, listed(rows), collate, batch_tokens, task.generation)
+        found = task.run(model, listed(rows), collate, batch_tokens)
+        found = task.joined(rows, found, len(raw))
         spread = None
     else:
         check_paths(routing, paths)
+        if task.over_words:
+            raise UserError("paths are averaged by their probabilities, and this task has none")
         found, spread = _averaged(
             task, model, listed(rows), collate, batch_tokens, paths, seed or 0
         )
     if say is not None:
-        say(f"{len(rows):,} rows; share of the routed work that was spent: {found.share:.3f}")
+        say(f"{len(raw):,} rows; share of the routed work that was spent: {found.share:.3f}")
     return _lines(task, raw, rows, found, spread, trace)
 
 
@@ -105,8 +107,9 @@ def _lines(
     trace: bool,
 ) -> Iterator[str]:
     predictions = predictions_of(task, rows, found.logits)
-    labels = rows["labels"] if "labels" in rows.column_names else [None] * len(rows)
-    spreads = [None] * len(rows) if spread is None else spread
+    same = len(rows) == len(raw)  # if not, a raw row is several encoded ones, without labels
+    labels = rows["labels"] if same and "labels" in rows.column_names else [None] * len(raw)
+    spreads = [None] * len(raw) if spread is None else spread
     for record, prediction, logits, marks, units, apart in zip(
         raw, predictions, found.logits, labels, found.units, spreads, strict=True
     ):

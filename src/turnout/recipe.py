@@ -127,7 +127,12 @@ def _resolve(page: Page, tasks: Sequence[Loc], models: Sequence[Loc], folder: Pa
         for part in field[:-1]:
             section = section.get(part) or {}
         if section.get(field[-1]) is not None:
-            section[field[-1]] = _resolved(page, field, section[field[-1]], folder)
+            named = section[field[-1]]
+            section[field[-1]] = (
+                [_resolved(page, field, name, folder) for name in named]
+                if isinstance(named, list)
+                else _resolved(page, field, named, folder)
+            )
 
 
 def _resolved(page: Page, field: Loc, value: str, folder: Path) -> str:

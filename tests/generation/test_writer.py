@@ -82,14 +82,19 @@ def test_the_dense_host_has_no_dials(dense: Writer) -> None:
         dense.write(["the film"], SEED.but(noise=0.5))
 
 
-def test_trained_noise_is_dialled_where_there_is_some(writer: Writer) -> None:
-    routing: Any = writer.model.turnout
-    routing.noise_scale = 1.0
+def test_trained_noise_is_dialled_where_there_is_some(dense: Writer) -> None:
+    plain = dense.write(["the"], SEED.but(greedy=True))
+    turnout.install(dense.model, noise=[{"kind": "ffn", "start": 5.0}])
+    routing: Any = dense.model.turnout
     seen = []
-    writer.write(
+    noisy = dense.write(
         ["the"], SEED.but(noise=0.25), lambda place, piece: seen.append(routing.noise_scale)
     )
     assert seen and set(seen) == {0.25} and routing.noise_scale == 1.0
+    assert noisy[0].share == 1.0 and noisy[0].layers == {}
+    still = dense.write(["the"], SEED.but(greedy=True, noise=0.0))
+    assert still[0].ids == plain[0].ids
+    assert dense.write(["the"], SEED.but(greedy=True, noise=4.0))[0].ids != plain[0].ids
 
 
 def test_stop_strings_end_a_text_and_are_no_part_of_it(writer: Writer) -> None:

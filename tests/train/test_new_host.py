@@ -21,11 +21,13 @@ SMALL: dict[str, dict[str, Any]] = {
         max_position_embeddings=32,
     ),
     "bert": dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24),
+    "gpt2": dict(n_embd=16, n_layer=1, n_head=2),
     "llama": dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24),
 }  # fmt: skip
 CLASSES = {
     "bart": "BartForConditionalGeneration",
     "bert": "BertModel",
+    "gpt2": "GPT2LMHeadModel",
     "llama": "LlamaForCausalLM",
 }
 

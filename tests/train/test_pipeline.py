@@ -20,6 +20,7 @@ from turnout.recipe import Recipe, load
 from turnout.run import open_run
 from turnout.train import pipeline
 from turnout.train import trainer as trainer_module
+from turnout.train.checkpoints import last_checkpoint
 from turnout.train.data import encode
 from turnout.train.prepare import check_stacks
 
@@ -148,7 +149,7 @@ def test_stopped_and_gone_on_gives_the_same_weights(
     assert not (tmp_path / "stopped" / "routed").exists()
     assert (tmp_path / "stopped" / "dense").exists() == (stop != "dense")
     last = "dense" if stop == "dense" else "routed"
-    begun = trainer_module.last_checkpoint(tmp_path / "stopped" / "checkpoints" / last)
+    begun = last_checkpoint(tmp_path / "stopped" / "checkpoints" / last)
     torch.rand(5)
     train(recipe, tmp_path / "stopped")
     seconds = read_json(tmp_path / "stopped" / "training.json")[last]["seconds"]

@@ -19,11 +19,12 @@ from turnout.execute.pool import predict_bulk
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks.ner import NERConfig, NERTask
 from turnout.train import fit as fit_module
+from turnout.train.checkpoints import last_checkpoint
 from turnout.train.config import TrainConfig
 from turnout.train.data import encode
 from turnout.train.fit import fit
+from turnout.train.order import LengthOrder, grouped_steps
 from turnout.train.step_format import StepFormat
-from turnout.train.trainer import LengthOrder, grouped_steps, last_checkpoint
 
 ROUTERS = {
     "none": None,
@@ -336,7 +337,7 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(
             raise UserError("cannot read") from error
 
     with monkeypatch.context() as patched:
-        patched.setattr("turnout.train.trainer.check_weights", refused)
+        patched.setattr("turnout.train.checkpoints.check_weights", refused)
         with pytest.raises(UserError, match="cannot read"):
             last_checkpoint(tmp_path / "out")
     assert weights.is_file()  # a disk that does not answer is no reason to remove it

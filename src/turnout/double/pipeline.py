@@ -30,12 +30,12 @@ from turnout.objectives import ObjectivesConfig
 from turnout.tasks import TASKS, NERConfig, WordsTask
 from turnout.tasks.base import Task
 from turnout.tasks.casing import CASES, cased
+from turnout.train.checkpoints import last_checkpoint
 from turnout.train.data import Data, encode
 from turnout.train.fit import check_one_process, fit, set_dropout
 from turnout.train.host import open_backbone, open_language_model
 from turnout.train.precision import moved
 from turnout.train.saving import save
-from turnout.train.trainer import last_checkpoint
 from turnout.units.task_heads import NAMED
 
 Say = Callable[[str], None]

@@ -40,9 +40,14 @@ class TasksTrainer(RoutedTrainer):
         self.inner = None if host is None or host.inner is None else InnerStates(host)
 
     def _parts(
-        self, model: nn.Module, inputs: dict[str, Any], outputs: Any, teacher: Tensor | None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        outputs: Any,
+        teacher: Tensor | None,
+        words: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        parts = super()._parts(model, inputs, outputs, teacher)
+        parts = super()._parts(model, inputs, outputs, teacher, words)
         host: Any = self.accelerator.unwrap_model(model)
         name = host.tasks[int(inputs["task_ids"][0])]
         self._meters[f"loss_{name}"].append(parts["task"].detach())

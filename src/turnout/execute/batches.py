@@ -10,8 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from turnout.cost import added_flops, nested, trace_dense_flops, trace_flops
-from turnout.execute.routing import forward_names
-from turnout.flow import Flow
+from turnout.execute.routing import Routing, forward_names
 from turnout.route import ADDED, UnitCost
 
 Row = Mapping[str, Any]
@@ -39,6 +38,26 @@ class Meter:
     def ran(self, key: str, examples: float) -> None:
         """So many examples ran at a site."""
         self.sites[key] = self.sites.get(key, 0.0) + examples
+
+    def count(self, places: np.ndarray, routing: Routing) -> None:
+        """Count the last pass of a model, which was over the examples at these places."""
+        flow = routing.current_flow()
+        units = np.full(len(places), float(len(routing.block_costs)))
+        for route in nested(flow.trace):
+            active = route.share_BT
+            if active.shape[1] > 1:
+                valid = flow.trace.valid_BT(route.site.stack).float()
+                active = (active * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True)
+            share = active[:, 0].double().cpu().numpy()
+            self.ran(route.site.key, float(share.sum()))
+            if route.site.kind not in ADDED:  # no part of the host's blocks
+                units -= (1 - share) * routing.part_of_block(route.site)
+        self.units[places] = units
+        if not flow.trace:  # noise alone: all of the host ran
+            return
+        self.spent += float(trace_flops(flow.trace))
+        self.whole += float(trace_dense_flops(flow.trace))
+        self.added += added_flops(flow.trace)
 
 
 def whole_flops(cost: UnitCost, lengths: np.ndarray) -> float:
@@ -80,15 +99,33 @@ def inputs_of(model: Any, rows: Sequence[Row], collate: Collate) -> dict[str, An
     Labels stay out, but a decoder's inputs are read off them where there are none; a cache of keys
     and values, which one pass does not need, is turned off.
     """
+    return labelled_inputs_of(model, rows, collate)[0]
+
+
+def labelled_inputs_of(
+    model: Any, rows: Sequence[Row], collate: Collate
+) -> tuple[dict[str, Any], Tensor | None]:
+    """``inputs_of`` some rows, and their labels, on the model's device; None = they have none."""
     batch = collate([dict(row) for row in rows])
     labels = batch.pop("labels", None)
     if labels is not None and labels.ndim == 2 and model.config.is_encoder_decoder:
         shifted = model.prepare_decoder_input_ids_from_labels
         batch.setdefault("decoder_input_ids", shifted(labels=labels))
     inputs: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items()}
-    if "use_cache" in forward_names(type(model)):
-        inputs["use_cache"] = False
-    return inputs
+    found = None if labels is None else labels.to(model.device)
+    return {**inputs, **uncached(model)}, found
+
+
+def uncached(model: Any) -> dict[str, Any]:
+    """The argument that turns a host's cache off, where it has one: one pass needs none, and texts
+    that are packed into one row are kept apart only without."""
+    return {"use_cache": False} if "use_cache" in forward_names(type(model)) else {}
+
+
+def unread(model: Any) -> dict[str, Any]:
+    """The argument that spares a language model the logits of all tokens but the last, where it has
+    one, for passes whose answers nobody reads."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in forward_names(type(model)) else {}
 
 
 class Batches:
@@ -113,13 +150,14 @@ class Batches:
     def run(self) -> None:
         """Fill in the logits of the window."""
         self.routing: Any = getattr(self.model, "turnout", None)
+        spared = unread(self.model) if self.logits is None else {}
         for group in groups_by_length(self.lengths, self.batch_tokens):
             inputs = self.batch(group)
-            outputs = self.model(**inputs)
+            outputs = self.model(**inputs, **spared)
             if self.logits is not None:  # those of several tasks stand in a dict, and only count
                 self.answer(group, outputs["logits"], self._token_mask(inputs, outputs["logits"]))
             if self.routing is not None:
-                self._count(group, self.routing.current_flow())
+                self.meter.count(self.places[group], self.routing)
 
     def batch(self, group: np.ndarray) -> dict[str, Any]:
         """The model's inputs for a group."""
@@ -138,21 +176,3 @@ class Batches:
         mask_BT = inputs.get("attention_mask")
         same = mask_BT is not None and mask_BT.shape == logits.shape[:2]
         return mask_BT if same and not self.model.config.is_encoder_decoder else None
-
-    def _count(self, group: np.ndarray, flow: Flow) -> None:
-        units = np.full(len(group), float(len(self.routing.block_costs)))
-        for route in nested(flow.trace):
-            active = route.share_BT
-            if active.shape[1] > 1:
-                valid = flow.trace.valid_BT(route.site.stack).float()
-                active = (active * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True)
-            share = active[:, 0].double().cpu().numpy()
-            self.meter.ran(route.site.key, float(share.sum()))
-            if route.site.kind not in ADDED:  # no part of the host's blocks
-                units -= (1 - share) * self.routing.part_of_block(route.site)
-        self.meter.units[self.places[group]] = units
-        if not flow.trace:  # noise alone: all of the host ran
-            return
-        self.meter.spent += float(trace_flops(flow.trace))
-        self.meter.whole += float(trace_dense_flops(flow.trace))
-        self.meter.added += added_flops(flow.trace)

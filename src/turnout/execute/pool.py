@@ -85,13 +85,18 @@ def predict_bulk(
     with evaluating(model):
         for places in _windows(lengths, window * batch_tokens):
             work(model, rows, lengths, places, collate, batch_tokens, meter, kept).run()
+    return bulk_result(model, logits if answers else [], meter)
+
+
+def bulk_result(model: PreTrainedModel, answers: Any, meter: Meter) -> BulkResult:
+    """Answers to all examples, with the work that was counted."""
     routing: Any = getattr(model, "turnout", None)
     sites = () if routing is None else routing.sites
-    use = {site.key: meter.sites.get(site.key, 0.0) / max(1, len(rows)) for site in sites}
+    examples = max(1, len(meter.units))
+    use = {site.key: meter.sites.get(site.key, 0.0) / examples for site in sites}
     share = meter.spent / meter.whole if meter.whole else 1.0
-    found: Any = logits if answers else []
     saved = meter.whole - meter.added - meter.spent
-    return BulkResult(found, meter.units, use, share, saved)
+    return BulkResult(answers, meter.units, use, share, saved)
 
 
 def _windows(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:

@@ -39,7 +39,8 @@ class Arm:
 
 def default_arms(model: Any) -> list[str]:
     """Those that fit a model."""
-    routed = [ROUTED] if routing_of(model) is not None else []
+    routing = routing_of(model)
+    routed = [ROUTED] if routing is not None and routing.sites else []
     return [*DEFAULT, *routed, *([NOISY] if has_noise(model) else [])]
 
 

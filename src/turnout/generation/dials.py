@@ -15,9 +15,6 @@ from turnout.flow import Flow
 from turnout.generation.settings import WriteSettings
 from turnout.route import Route, Site
 
-NOISE = "noise_scale"  # of the routing of a model with trained noise
-
-
 def routing_of(model: Any) -> Any:
     """The routing of a model; None where it has no routers."""
     return getattr(model, "turnout", None)
@@ -25,7 +22,8 @@ def routing_of(model: Any) -> Any:
 
 def has_noise(model: Any) -> bool:
     """Was the model trained with noise, whose scale can be set."""
-    return hasattr(routing_of(model), NOISE)
+    routing = routing_of(model)
+    return routing is not None and bool(routing.all_noise())
 
 
 @contextmanager
@@ -33,11 +31,11 @@ def dialled(model: Any, settings: WriteSettings) -> Iterator[None]:
     """Write with these settings inside; torch's own generator is then as it was before, where a
     seed is set. Raises UserError for a dial that this model does not have."""
     routing = routing_of(model)
-    if routing is None and settings.budget is not None:
+    if (routing is None or not routing.sites) and settings.budget is not None:
         raise UserError("budget: this model has no routers, so there is no budget to set")
     if settings.noise is not None and not has_noise(model):
         raise UserError("noise: this model was trained without noise, so there is no scale to set")
-    wanted = {"budget": settings.budget, NOISE: settings.noise, "seed": settings.seed}
+    wanted = {"budget": settings.budget, "noise_scale": settings.noise, "seed": settings.seed}
     before = {}
     for name, value in wanted.items():
         if routing is not None and value is not None:
@@ -65,7 +63,9 @@ def dense(model: Any) -> Iterator[None]:
     if routing is None:
         yield
         return
-    fields: dict[str, float] = {"budget": 1.0, **({"noise": 0.0} if has_noise(model) else {})}
+    fields: dict[str, float] = {"budget": 1.0} if routing.sites else {}
+    if has_noise(model):
+        fields["noise"] = 0.0
     decide = routing.decide
 
     def whole(site: Site, hidden_BTD: Tensor, flow: Flow) -> Route:

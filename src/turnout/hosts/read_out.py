@@ -15,9 +15,14 @@ def read_out(model: Any, stack: Stack, state: Tensor) -> Tensor:
     """Logits (..., V) of states (..., D) that leave a block of a stack. Raises UserError where the
     family's record does not say what stands after the last block, or the model has no such head."""
     check_read_out(model, stack)
-    config = model.config.get_text_config()
     if stack.final:
         state = model.base_model.get_submodule(stack.final)(state)
+    return head_logits(model, state)
+
+
+def head_logits(model: Any, state: Tensor) -> Tensor:
+    """Logits (..., V) of the states (..., D) that a language model's last norm gives its head."""
+    config = model.config.get_text_config()
     if config.model_type == "t5" and config.tie_word_embeddings:
         state = state * config.d_model**-0.5
     head = model.get_output_embeddings()
@@ -28,6 +33,11 @@ def read_out(model: Any, stack: Stack, state: Tensor) -> Tensor:
     if cap := getattr(config, "final_logit_softcapping", None):
         logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+def words_of(model: Any) -> int:
+    """How many words a language model knows."""
+    return int(model.config.get_text_config().vocab_size)
 
 
 def check_read_out(model: Any, stack: Stack) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from turnout.execute.generate import run_bulk
-from turnout.execute.pool import BulkResult, Collate, Row
+from turnout.execute.pool import BulkResult, Collate, Row, predict_bulk
 from turnout.install import install
 from turnout.measure.results import Family
 from turnout.routers.base import Router, RouterConfig
 from turnout.routers.random_skip import RandomSkipConfig, RandomSkipRouter
 from turnout.routers.random_unit import RandomUnitConfig, RandomUnitRouter
+from turnout.tasks.base import Task
 from turnout.units.copies import CopyBank
 
 SEED = 0
@@ -50,17 +50,19 @@ class Entry:
         rows: Sequence[Row],
         collate: Collate,
         batch_tokens: int,
-        generate: Mapping[str, Any] | None = None,
+        task: Task[Any] | None = None,
     ) -> BulkResult:
-        """All rows, in the same groups of like length for every arm. generate: options, where
-        answers are written."""
+        """All rows, in the same groups of like length for every arm, as the task answers them; None
+        = by logits."""
         routing: Any = getattr(self.model, "turnout", None)
         quiet = nullcontext()
         with (
             quiet if self.dial is None else routing.at(self.dial),
             quiet if self.noise is None else routing.noisy_at(self.noise),
         ):
-            return run_bulk(self.model, rows, collate, batch_tokens, generate)
+            if task is None:
+                return predict_bulk(self.model, rows, collate, batch_tokens)
+            return task.run(self.model, rows, collate, batch_tokens)
 
 
 def plain_entries(

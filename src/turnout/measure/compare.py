@@ -73,9 +73,7 @@ def judge(entry: Entry, material: Material) -> Judged:
         if routing is not None and routing.noise:
             routing.seed = len(found)  # the same noise each time that this is measured
         found.append(
-            entry.run(
-                material.rows, material.collate, material.batch_tokens, material.task.generation
-            )
+            entry.run(material.rows, material.collate, material.batch_tokens, material.task)
         )
 
     memory = peak_memory(once)
@@ -109,7 +107,7 @@ def time_rounds(
 
     def timed(entry: Entry) -> Callable[[], None]:
         def once() -> None:
-            entry.run(rows, material.collate, material.batch_tokens, material.task.generation)
+            entry.run(rows, material.collate, material.batch_tokens, material.task)
             bar.step(entry.name)
 
         return once

@@ -101,7 +101,7 @@ def measure_models(
         task=TaskSummary(
             kind=task.config.kind,
             headline=task.headline,
-            test_examples=len(chosen),
+            test_examples=len(encoded),
             labels=task.labels,
         ),
         dtype=dtype,

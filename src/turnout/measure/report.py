@@ -189,6 +189,8 @@ def _classes(results: Results, chosen: Arm | None) -> str:
     """Precision, recall and F1 of every class, of dense and of the arm that is talked about."""
     arms = [results.dense] if chosen is None else [results.dense, chosen]
     tables = [_scores(arm, part) for arm in arms for part in score_tables(arm.report)]
+    if not tables:
+        return ""
     return _section(
         "Class by class",
         "Precision, recall and F1 on the test set; support is the number of true cases. Named "

@@ -94,7 +94,7 @@ def static_models(
     """The cut models that a run is compared with: loaded, or trained where they are missing."""
     if missing := missing_cuts(run, names):
         say(f"training {len(missing)} cut model(s) to compare with: {', '.join(missing)}")
-        data = encode(task, splits, tokenizer)
+        data = encode(task, splits, tokenizer, dense)
         data = data.taught_by(dense, run.recipe.objectives, run.dense)
         for name in missing:
             train_static(run, name, dense, data, progress=progress, say=say)

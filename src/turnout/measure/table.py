@@ -33,6 +33,7 @@ def cells(results: Results, arm: Arm) -> dict[str, Cell]:
         "arm": Cell(arm.name, arm.family),
         "speed-up": Cell(f"{speed.value:.2f}×", f"{speed.low:.2f} to {speed.high:.2f}"),
         quality.metric: Cell(f"{quality.value:.3f}", f"{quality.low:.3f} to {quality.high:.3f}"),
+        **_perplexity(arm),
         "kept": Cell(percent(kept(results, arm)), _change(arm)),
         "against cutting": _against(results, arm),
         "work": Cell(percent(arm.share, 0), "of what may be skipped" if arm.budget else ""),
@@ -53,6 +54,14 @@ def table(results: Results) -> Table:
     for row in rows:
         shown.add_row(*(Text.assemble(c.main, (f"\n{c.spread}", "dim")) for c in row.values()))
     return shown
+
+
+def _perplexity(arm: Arm) -> dict[str, Cell]:
+    """Of language models, beside their quality: fewer is better."""
+    found, bits = arm.report.get("perplexity"), arm.report.get("bits_per_byte")
+    if not isinstance(found, float) or not isinstance(bits, float):
+        return {}
+    return {"perplexity": Cell(f"{found:.2f}", f"{bits:.3f} bits per byte")}
 
 
 def _change(arm: Arm) -> str:

@@ -81,9 +81,18 @@ def _details(results: Results, arm: Arm) -> list[str]:
         f"{results.task.test_examples:,} test examples; {speed.value:.2f}× as fast "
         f"({speed.low:.2f} to {speed.high:.2f} over {rounds} paired rounds), running "
         f"{arm.units_run:.1f} of {arm.units_total:g} layers for an example.",
+        *_perplexity(results, arm),
         _count(results, "static", "plainly cut models"),
         _count(results, "random", "random routing"),
     ]
+
+
+def _perplexity(results: Results, arm: Arm) -> list[str]:
+    """What language models are usually judged by; fewer is better."""
+    found, dense = (each.report.get("perplexity") for each in (arm, results.dense))
+    if not isinstance(found, float) or not isinstance(dense, float):
+        return []
+    return [f"Perplexity by token: {found:.2f} where the dense model has {dense:.2f}."]
 
 
 def _count(results: Results, family: Family, noun: str) -> str:

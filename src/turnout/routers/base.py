@@ -119,7 +119,8 @@ class Router(nn.Module, ABC):
     see embedded training rows before it can route; found: what that fit found. watch: the attention
     that it must see of the block before each site: that of the class token, or of all; None = none.
     reads_out: asks what the host would say if it stopped at a state (``flow.read_out``).
-    ceiling: the largest score there can be. token_memory: names in ``flow.memory`` whose second
+    reads_logits: its own losses look at the model's answers. ceiling: the largest score there can
+    be. token_memory: names in ``flow.memory`` whose second
     dimension is T. done: part of the training that is over, 0..1.
     """
 
@@ -129,6 +130,7 @@ class Router(nn.Module, ABC):
     weighs: bool = False
     pools: ClassVar[bool] = True
     fits: ClassVar[bool] = False
+    reads_logits: ClassVar[bool] = True
     watch: Literal["class", "all"] | None = None
     reads_out: bool = False
     token_memory: frozenset[str] = frozenset()
@@ -162,7 +164,8 @@ class Router(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """Objectives of its own for a training pass, by their name in the recipe; most have none.
 
-        logits: the model's. teacher: the dense host's, where they are known.
+        logits: the model's. teacher: the dense host's, where they are known. Routers that say
+        ``reads_logits = False`` may be given empty ones: those of a language model are large.
         """
         return {}
 

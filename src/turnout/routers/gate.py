@@ -69,6 +69,7 @@ class GateRouter(Router):
 
     Config: ClassVar[type[RouterConfig]] = GateConfig
     scored = True
+    reads_logits = False
     config: GateConfig
 
     def __init__(self, config: GateConfig, sites: tuple[Site, ...], host: HostShape) -> None:

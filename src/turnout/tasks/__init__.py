@@ -13,6 +13,8 @@ from turnout.tasks.classification import ClassificationConfig as ClassificationC
 from turnout.tasks.classification import ClassificationTask as ClassificationTask
 from turnout.tasks.labels import LabelsConfig as LabelsConfig
 from turnout.tasks.labels import LabelsTask as LabelsTask
+from turnout.tasks.language import LanguageConfig as LanguageConfig
+from turnout.tasks.language import LanguageTask as LanguageTask
 from turnout.tasks.ner import NERConfig as NERConfig
 from turnout.tasks.ner import NERTask as NERTask
 from turnout.tasks.number import NumberConfig as NumberConfig
@@ -28,6 +30,7 @@ TASKS = {
     "answers": AnswersTask,
     "classification": ClassificationTask,
     "labels": LabelsTask,
+    "language": LanguageTask,
     "ner": NERTask,
     "number": NumberTask,
     "ranking": RankingTask,
@@ -38,6 +41,7 @@ TaskConfig = Annotated[
     AnswersConfig
     | ClassificationConfig
     | LabelsConfig
+    | LanguageConfig
     | NERConfig
     | NumberConfig
     | RankingConfig

@@ -11,8 +11,12 @@ import datasets
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from transformers import PreTrainedModel
 
 from turnout.errors import UserError
+from turnout.execute.batches import Collate, Row
+from turnout.execute.generate import run_bulk
+from turnout.execute.pool import BulkResult
 from turnout.flow import IGNORED as IGNORED
 from turnout.tasks.table import no_progress
 from turnout.units.task_heads import HeadConfig
@@ -38,11 +42,14 @@ C = TypeVar("C", bound=DataConfig)
 class Task(ABC, Generic[C]):
     """One task of one recipe. `labels[i]` is the name of class i; empty until `load` finds them,
     unless a saved run gives them. together: so many encoded rows, one after the other, belong into
-    one batch. generates: answers are written, token by token, with the options ``generation``."""
+    one batch. generates: answers are written, token by token, with the options ``generation``.
+    over_words: logits are a number for each word of a vocabulary, too much to keep; ``run`` answers
+    with less."""
 
     headline: ClassVar[str]
     together: ClassVar[int] = 1
     generates: ClassVar[bool] = False
+    over_words: ClassVar[bool] = False
     model_class: ClassVar[Any]
 
     def __init__(self, config: C, labels: Sequence[str] | None = None):
@@ -103,6 +110,27 @@ class Task(ABC, Generic[C]):
         """Features, one row a row: input_ids, attention_mask, token_type_ids (if the tokenizer has
         them) and labels. Raw columns are dropped. In memory only: no cache files."""
 
+    def meet(self, model: PreTrainedModel) -> None:
+        """Look at the host, before anything is encoded for it. Raises UserError for one that cannot
+        do this task."""
+
+    def check_routed(self, model: PreTrainedModel) -> None:
+        """Raise UserError for routers that this task must not have."""
+
+    def encode_train(self, dataset: datasets.Dataset, tokenizer: Any) -> datasets.Dataset:
+        """Features to learn from, where they differ from those to be judged by."""
+        return self.encode(dataset, tokenizer)
+
+    def run(
+        self, model: PreTrainedModel, rows: Sequence[Row], collate: Collate, batch_tokens: int
+    ) -> BulkResult:
+        """Answers to encoded rows, in their order: logits, or what was written."""
+        return run_bulk(model, rows, collate, batch_tokens, self.generation)
+
+    def joined(self, rows: datasets.Dataset, result: BulkResult, count: int) -> BulkResult:
+        """Answers to ``count`` raw rows from those to encoded ones, where a raw row is several."""
+        return result
+
     @property
     def fixed(self) -> bool:
         """Are training rows the same in every epoch."""
@@ -131,6 +159,10 @@ class Task(ABC, Generic[C]):
     @abstractmethod
     def score(self, total: np.ndarray) -> float:
         """The headline metric, 0 to 1, from a sum of rows of `counts`: (k,)."""
+
+    def told(self, total: np.ndarray) -> str:
+        """The score in words, from a sum of rows of `counts`."""
+        return f"{self.score(total):.4f}"
 
     @abstractmethod
     def report(self, predictions: Any, references: Any) -> dict[str, Any]:

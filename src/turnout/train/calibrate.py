@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
-from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of
+from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of, unread
 from turnout.execute.mode import evaluating
 from turnout.execute.pool import predict_bulk
 from turnout.execute.routing import Routing
@@ -108,7 +108,8 @@ def _open_scores(
     parts: dict[str, list[np.ndarray]] = {_meaning(router): [] for router in scored}
     with routing.at(1.0):
         for group in groups_by_length(lengths_of(rows), batch_tokens):
-            model(**inputs_of(model, [rows[i] for i in group], collate))
+            inputs = inputs_of(model, [rows[i] for i in group], collate)
+            model(**inputs, **unread(model))
             trace = routing.current_flow().trace
             for router in scored:
                 for site in router.sites:

@@ -13,12 +13,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from turnout.execute.batches import Collate
-from turnout.execute.generate import run_bulk
 from turnout.objectives import ObjectivesConfig
 from turnout.tasks.base import Task
 from turnout.train.calibrate import calibrate
 from turnout.train.teacher import teacher_logits
 
+BATCH_TOKENS = 4096
 CALIBRATION_ROWS, CALIBRATION_PASSES = 256, 5  # of a dial that serves one validation
 
 
@@ -50,7 +50,8 @@ class Data:
         """With all that the objectives ask of a teacher; its logits are computed once, here.
         folder: the teacher's own, which keeps them for the next that asks."""
         logits = None
-        if self.task.generates:  # a distribution over the vocabulary a token is too much to keep
+        # a distribution over the vocabulary a token is too much to keep
+        if self.task.generates or self.task.over_words:
             asked = weights.hidden or weights.distill
             return replace(self, teacher=dense if asked else None)
         if weights.distill or weights.exits:
@@ -77,15 +78,27 @@ class Data:
 
     def score(self, model: PreTrainedModel) -> float:
         """The task's headline on the validation rows, at the model's current budget."""
-        rows = listed(self.validation)
-        result = run_bulk(model, rows, self.collate, generate=self.task.generation)
+        return self.task.score(self.total(model))
+
+    def total(self, model: PreTrainedModel) -> np.ndarray:
+        """The task's counts on the validation rows, summed."""
+        result = self.task.run(model, listed(self.validation), self.collate, BATCH_TOKENS)
         found = predictions_of(self.task, self.validation, result.logits)
-        return self.task.score(self.task.counts(found, self.references).sum(0))
+        return self.task.counts(found, self.references).sum(0)
 
 
-def encode(task: Task[Any], raw: dict[str, datasets.Dataset], tokenizer: Any) -> Data:
-    """Encode what a task has loaded."""
-    train, validation = (task.encode(raw[name], tokenizer) for name in ("train", "validation"))
+def encode(
+    task: Task[Any],
+    raw: dict[str, datasets.Dataset],
+    tokenizer: Any,
+    host: PreTrainedModel | None = None,
+) -> Data:
+    """Encode what a task has loaded. host: what will read it, where the task has to look at it.
+    Raises UserError for one that cannot do the task."""
+    if host is not None:
+        task.meet(host)
+    train = task.encode_train(raw["train"], tokenizer)
+    validation = task.encode(raw["validation"], tokenizer)
     return Data(task, tokenizer, train, validation, task.references(raw["validation"]))
 
 

@@ -25,12 +25,13 @@ from turnout.files import make_folder, read_json, write_json
 from turnout.hosts.attach import blocks_of, find_family
 from turnout.objectives import ObjectivesConfig
 from turnout.train.callbacks import CollapseCallback, ProgressLine
+from turnout.train.checkpoints import last_checkpoint
 from turnout.train.config import TrainConfig
 from turnout.train.data import Data, with_teacher
 from turnout.train.noise import NoiseCallback
 from turnout.train.seed_phase import SeedPhase
 from turnout.train.step_format import StepFormat, attention_of, step_format
-from turnout.train.trainer import RoutedTrainer, last_checkpoint, routing_of
+from turnout.train.trainer import RoutedTrainer, routing_of
 
 RATES = ("dropout", "attention_dropout", "activation_dropout", "dropout_rate")
 

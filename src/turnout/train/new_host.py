@@ -30,6 +30,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from turnout.errors import UserError, first_line
 from turnout.files import atomic_dir, make_folder
 from turnout.tasks.table import read_table
+from turnout.tasks.text import read_lines
 from turnout.train.saving import quiet_loading
 
 PAD, BEGIN, END, UNKNOWN, MASK = "<pad>", "<s>", "</s>", "<unk>", "<mask>"
@@ -37,9 +38,9 @@ SPECIAL = [PAD, BEGIN, END, UNKNOWN, MASK]
 
 
 class TokenizerConfig(BaseModel):
-    """texts: files of rows (.csv, .tsv, .jsonl, .parquet). columns: that hold text. vocabulary: of
-    byte pairs (Sennrich et al. 2016, arXiv 1508.07909), special tokens included. lowercase: of all
-    letters. max_length: of an input, in tokens."""
+    """texts: files of rows (.csv, .tsv, .jsonl, .parquet), or of plain lines (.txt). columns: that
+    hold text. vocabulary: of byte pairs (Sennrich et al. 2016, arXiv 1508.07909), special tokens
+    included. lowercase: of all letters. max_length: of an input, in tokens."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,8 +52,8 @@ class TokenizerConfig(BaseModel):
 
 
 class NewHost(BaseModel):
-    """family: as Transformers calls it (bart, t5, bert, llama). config: fields of its config; sizes
-    that are not given are the family's own, which are large. seed: of the weights."""
+    """family: as Transformers calls it (bart, t5, bert, llama, gpt2). config: fields of its config;
+    sizes that are not given are the family's own, which are large. seed: of the weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -152,6 +153,9 @@ def _looks_back(config: Any) -> bool:
 
 def _texts(files: Sequence[str], columns: Sequence[str]) -> Iterator[str]:
     for file in files:
+        if file.endswith(".txt"):
+            yield from (line for line in read_lines(file) if line.strip())
+            continue
         table = read_table(file)
         table.require(*columns)
         for name in columns:

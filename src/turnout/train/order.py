@@ -1,4 +1,4 @@
-"""The order in which rows are trained on, and which share a step."""
+"""The order in which the rows of an epoch are seen."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from turnout.run import Run, check_same, is_run, open_run, start_run
 from turnout.tasks import TASKS
 from turnout.tasks.base import Task
 from turnout.train.calibrate import calibrate
+from turnout.train.checkpoints import last_checkpoint
 from turnout.train.data import Data, encode, listed
 from turnout.train.fit import check_one_process, fit, freeze
 from turnout.train.host import host_labels, open_host
@@ -36,7 +37,6 @@ from turnout.train.prepare import (
     prepare,
 )
 from turnout.train.saving import load_host, save
-from turnout.train.trainer import last_checkpoint
 
 CALIBRATION_ROWS = 512
 SHORT = 0.05  # share above the budget that is worth a word
@@ -79,9 +79,10 @@ def train(
         )
     raw = task.load()
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in raw.items())
-    say(f"data: {sizes}; {len(task.labels)} labels: {_listed(task.labels)}")
+    labelled = f"; {len(task.labels)} labels: {_listed(task.labels)}" if task.labels else ""
+    say(f"data: {sizes}{labelled}")
     model, tokenizer = _host(recipe, task, run)
-    data = encode(task, raw, tokenizer)
+    data = encode(task, raw, tokenizer, model)
     check_data(recipe.routers, len(data.train))
     run = start_run(out, recipe, task.labels)
     if not run.dense.is_dir() and dense is not None:
@@ -109,7 +110,9 @@ def _host(recipe: Recipe, task: Task[Any], run: Run | None) -> tuple[PreTrainedM
             "train.seed_phase: no router here has units that could learn as one: it is for site "
             "adapter, and for experts with split: copied"
         )
-    check_stacks(install(_start(model, recipe), recipe.routers, noise=recipe.noise))
+    routed = install(_start(model, recipe), recipe.routers, noise=recipe.noise)
+    check_stacks(routed)
+    task.check_routed(routed)
     check_counts(model, recipe.routers)
     cuts_of(model, recipe.measure.static)
     return model, tokenizer
@@ -222,10 +225,10 @@ def _note_cost(
 
 def _tell_score(model: PreTrainedModel, data: Data, start: float, say: Say) -> None:
     seconds = time.perf_counter() - start
-    score = data.score(model)
+    told = data.task.told(data.total(model))
     routing: Any = getattr(model, "turnout", None)
     at = "" if routing is None or not routing.sites else f" at budget {routing.budget:g}"
-    say(f"  {data.task.headline} on validation{at}: {score:.4f}, after {seconds:,.0f} s")
+    say(f"  {data.task.headline} on validation{at}: {told}, after {seconds:,.0f} s")
 
 
 def _millions(module: Any) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from turnout.execute.batches import uncached
 from turnout.train.precision import faster_precision
 
 ROUNDS = 3
@@ -96,7 +97,7 @@ def _timed(
                 with attention_of(model, format_):
                     start = time.perf_counter()
                     with torch.autocast("cpu", torch.bfloat16, enabled=format_.bf16):
-                        loss = model(**batch)["loss"]
+                        loss = model(**batch, **uncached(model))["loss"]
                     if loss.requires_grad:
                         loss.backward()
                     spent = time.perf_counter() - start

@@ -20,14 +20,15 @@ from transformers import PreTrainedModel, Trainer
 from turnout import objectives
 from turnout.cost import trace_share
 from turnout.errors import UserError
+from turnout.execute.batches import uncached
 from turnout.execute.routing import Routing
-from turnout.files import read_json
 from turnout.hosts.tasks_model import TasksModel
 from turnout.train.answers import paired
 from turnout.train.config import TrainConfig
 from turnout.train.noise import noise_logs, second_pass
 from turnout.train.order import LengthOrder, grouped_steps
-from turnout.train.saving import check_weights, load_weights
+from turnout.train.saving import load_weights
+from turnout.train.word_losses import forward_states, in_pieces, word_losses
 from turnout.units.copies import CopyBank
 
 
@@ -62,6 +63,7 @@ class RoutedTrainer(Trainer):
         # Then Trainer counts the labels of all micro-batches of a step: see compute_loss.
         self.model_accepts_loss_kwargs = True
         self.task_score: Callable[[], float] | None = None
+        self._by_pieces = True
         self._meters: dict[str, list[Tensor]] = defaultdict(list)
         self.tokens = self._tokens = 0
         self._since = time.perf_counter()
@@ -86,18 +88,26 @@ class RoutedTrainer(Trainer):
         if (routing := routing_of(self.accelerator.unwrap_model(model))) is not None:
             for router in routing.all_routers():  # before the pass, which may be run twice
                 router.done = self.state.global_step / max(1, self.state.max_steps)
-        outputs = model(**inputs, output_hidden_states=True) if hidden else model(**inputs)
+        host: Any = self.accelerator.unwrap_model(model)
+        given = {**inputs, **uncached(host), **({"output_hidden_states": True} if hidden else {})}
+        # kept answers, and a second pass to compare with, are whole
+        kept = teacher_logits is not None or (model.training and self.weights.consistency > 0)
+        outputs, words = (None, None) if kept else self._words(model, host, given)
+        if outputs is None:
+            outputs = model(**given)
         if not model.training:
-            return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
-        if teacher_logits is None and self.teacher is not None and self.weights.distill:
+            loss = outputs["loss"] if words is None else words["task"]
+            return (loss, outputs) if return_outputs else loss
+        asks = teacher_logits is None and self.teacher is not None and self.weights.distill
+        if asks and words is None:
             with torch.no_grad():
-                teacher_logits = self.teacher(**inputs)["logits"]
-        parts = self._parts(model, inputs, outputs, teacher_logits)
+                asked = {**inputs, **uncached(self.teacher)}
+                teacher_logits = self.teacher(**asked)["logits"]  # type: ignore[misc]
+        parts = self._parts(model, inputs, outputs, teacher_logits, words)
         if hidden:
             parts["hidden"] = self._hidden(inputs, outputs)
         if self.weights.consistency and routing is not None:
-            host = self.accelerator.unwrap_model(model)
-            loss, parts["consistency"] = second_pass(model, host, inputs, outputs)
+            loss, parts["consistency"] = second_pass(model, host, given, outputs)
             parts["task"] = 0.5 * (parts["task"] + loss)
         weights = {name: getattr(self.weights, name) for name in parts}
         if "kl" in weights:
@@ -114,9 +124,38 @@ class RoutedTrainer(Trainer):
             loss = loss * (here / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
+    def _words(
+        self, model: nn.Module, host: PreTrainedModel, given: dict[str, Any]
+    ) -> tuple[Any, dict[str, Tensor] | None]:
+        """A pass of a causal language model whose losses are taken in pieces (see word_losses), and
+        these losses; None where that cannot be done."""
+        if not self._by_pieces or "labels" not in given or not in_pieces(host):
+            return None, None
+        with self.accelerator.autocast():  # as the model's own head has it
+            outputs, states_BTD, self._by_pieces = forward_states(model, host, given)
+        if not self._by_pieces:
+            return None, None
+        teacher = self.teacher if model.training and self.weights.distill else None
+        taught_BTD = None
+        if teacher is not None:
+            with torch.no_grad():
+                _, taught_BTD, self._by_pieces = forward_states(teacher, teacher, given)
+            if not self._by_pieces:
+                return None, None
+        with self.accelerator.autocast():
+            losses = word_losses(host, states_BTD, given["labels"], teacher, taught_BTD)
+        return outputs, losses
+
     def _parts(
-        self, model: nn.Module, inputs: dict[str, Any], outputs: Any, teacher: Tensor | None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        outputs: Any,
+        teacher: Tensor | None,
+        words: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
+        """The objectives of a pass. words: those on answers, where they are known already; then the
+        outputs have logits of a last token alone, for routers that do not look at them."""
         weights = self.weights
         labels = inputs.get("labels")
         logits = outputs["logits"]
@@ -124,7 +163,7 @@ class RoutedTrainer(Trainer):
             host = self.accelerator.unwrap_model(model)
             teacher = None if teacher is None else paired(host, teacher, labels)[0]
             logits, labels = paired(host, logits, labels)
-        parts = {"task": outputs["loss"]}
+        parts = {"task": outputs["loss"]} if words is None else words
         keep = labels != -100 if labels is not None and labels.ndim == 2 else None
         if teacher is not None and weights.distill:
             host: Any = self.accelerator.unwrap_model(model)
@@ -156,7 +195,8 @@ class RoutedTrainer(Trainer):
     def _hidden(self, inputs: dict[str, Any], outputs: Any) -> Tensor:
         assert self.teacher is not None
         with torch.no_grad():
-            taught = self.teacher(**inputs, output_hidden_states=True)
+            asked = {**inputs, **uncached(self.teacher)}
+            taught = self.teacher(**asked, output_hidden_states=True)
         mask = inputs.get("attention_mask")
         keep = None if mask is None else mask.bool()
         return objectives.distill_hidden(outputs.hidden_states[-1], taught.hidden_states[-1], keep)
@@ -267,22 +307,3 @@ def _own_rates(model: nn.Module) -> dict[int, float]:
         if router.config.learning_rate is not None
         for parameter in router.parameters()
     }
-
-
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The last whole checkpoint in a folder; later ones that were cut off are removed.
-
-    Trainer writes its state last, so a checkpoint without it was stopped half-way. Raises UserError
-    where one is there and the system does not let it be read: that is no reason to remove it.
-    """
-    found = [p for p in Path(folder).glob("checkpoint-*") if p.name.split("-")[1].isdecimal()]
-    for path in sorted(found, key=lambda path: -int(path.name.split("-")[1])):
-        try:
-            read_json(path / "trainer_state.json")
-            check_weights(path)
-            return str(path)
-        except UserError as error:
-            if isinstance(error.__cause__, OSError):
-                raise
-            shutil.rmtree(path)
-    return None
