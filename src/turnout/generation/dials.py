@@ -15,6 +15,7 @@ from turnout.flow import Flow
 from turnout.generation.settings import WriteSettings
 from turnout.route import Route, Site
 
+
 def routing_of(model: Any) -> Any:
     """The routing of a model; None where it has no routers."""
     return getattr(model, "turnout", None)

@@ -107,12 +107,14 @@ def measure_arm(
     plain: WriteSettings,
     arm: Arm,
     encode: Encode | None = None,
+    batch: int = 16,
 ) -> VaryRow | None:
     """Write and measure one arm; None after an interrupt. encode: texts to vectors (N, D), for
-    the spread of embeddings. Raises UserError for a dial that the model does not have."""
+    the spread of embeddings. batch: texts at once. Raises UserError for a dial that the model does
+    not have."""
     kept = dropping(writer.model, arm.value) if arm.kind == DROPOUT else nullcontext()
     with kept:
-        written = writer.write(prompts, arm.settings(plain), samples=samples)
+        written = writer.write(prompts, arm.settings(plain), samples=samples, batch=batch)
     if len(written) < len(prompts) * samples or any(w.stop == "interrupted" for w in written):
         return None
     by_prompt = [[w for w in written if w.prompt == p] for p in range(len(prompts))]
