@@ -28,12 +28,14 @@ SITES: dict[str, tuple[str, ...]] = {
     "mixture": ("adapter",),
     "policy": ("layer", "attention", "ffn", "head", "expert", "adapter"),
     "q-learning": ("layer", "attention", "ffn"),
+    "token-exit": ("layer",),
 }
 MORE: dict[str, dict[str, Any]] = {
     "gate": {"open": 0.1},
     "exit": {"hidden": 0, "hold_first": 1},
     "token-attention": {"stack": "encoder", "keep": "top-k"},
     "mixture": {"top": 2},
+    "token-exit": {"stack": "decoder", "criterion": "state", "hold_first": 1},
 }
 BY_TOKEN = {("gate", "ffn"), ("gate", "expert"), ("random-skip", "attention")}
 
@@ -87,7 +89,8 @@ def unsuited(spec: dict[str, Any], host: Host) -> str | None:
         return "Transformers has no such host with a head for classes"
     if spec["site"] == "head" and not host.heads:
         return "heads of this host cannot be routed"
-    if spec["kind"] == "token-attention" and "encoder" not in host.stacks:
+    wants = {"token-attention": "encoder", "token-exit": "decoder"}.get(spec["kind"])
+    if wants is not None and wants not in host.stacks:
         return "finds no site"
     if spec["kind"] == "cluster" and len(host.stacks) == 2:
         return "serves one stack"

@@ -20,6 +20,7 @@ from turnout.routers.random_unit import RandomUnitConfig, RandomUnitRouter
 from turnout.tasks.base import Task
 from turnout.units.copies import CopyBank
 
+LEAST = 1e-3  # of a random arm's budget: with nothing at all, a text could not be written
 SEED = 0
 # the fields that say where a router decides
 PLACE = {"site", "granularity", "layers", "hold_first", "hold_last", "stack", "visible", "experts"}
@@ -193,7 +194,7 @@ def random_entries(
             "random",
             model,
             budget,
-            min(1.0, max(0.0, 1 - (1 - share) / part)),
+            min(1.0, max(LEAST, 1 - (1 - share) / part)),
             place=place,
         )
         for budget, share in spent.items()
