@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -77,72 +77,70 @@ def timed(arm: Arm, head: Stopwatch, ids_BT: Tensor, count: int) -> tuple[float,
     return time.perf_counter() - start, head.seconds
 
 
-def measured(model: Any, name: str, batch: int, skip: float, repeats: int) -> list[Row]:
-    """A row an arm and a kind of work; arms take turns."""
-    places = PREFILL + WRITTEN + 1
+def measured(model: Any, name: str, batch: int, skips: Sequence[float], turns: int) -> list[Row]:
+    """A row an arm and a kind of work; all arms of a batch size take turns."""
     depth = model.config.num_hidden_layers
-    runs = masks(skip, depth, batch, places, seed=0)
-    routed = deepcopy(model)
+    runs = {s: masks(s, depth, batch, PREFILL + WRITTEN + 1, seed=0) for s in skips}
+    now = runs[skips[0]]
+    routed, peer = deepcopy(model), deepcopy(model)
     with given_router():
         turnout.install(routed, {"kind": "given"})
-    set_masks(routed, runs)
-    arms: dict[str, tuple[Arm, Stopwatch]] = {
-        "dense": (by_generate(model), Stopwatch([model.lm_head], [model.lm_head])),
-        "turnout": (by_generate(routed), Stopwatch([routed.lm_head], [routed.lm_head])),
-    }
-    peer = deepcopy(model)
-    arms["economize"] = (
-        decoder(peer, lambda: runs),
-        Stopwatch([peer.lm_head], [peer.lm_head]),
-    )
+    theirs = decoder(peer, lambda: now)
+    models = {"dense": model, "turnout": routed, "economize": peer}
+    watch = {arm: Stopwatch([each.lm_head], [each.lm_head]) for arm, each in models.items()}
+    arms: dict[tuple[str, float], Arm] = {("dense", 0.0): by_generate(model)}
+    for skip in skips:
+        arms[("turnout", skip)], arms[("economize", skip)] = by_generate(routed), theirs
     drawn = torch.Generator().manual_seed(1)
     prompts = {
         kind: torch.randint(10, 3000, (batch, length), generator=drawn)
         for kind, length in (("decode", PROMPT), ("prefill", PREFILL))
     }
-    whole: dict[tuple[str, str], list[float]] = {}
-    layers: dict[tuple[str, str], list[float]] = {}
-    for turn in range(repeats + 1):
+    whole: dict[tuple[str, str, float], list[float]] = {}
+    layers: dict[tuple[str, str, float], list[float]] = {}
+    for turn in range(turns + 1):
         for kind, ids in prompts.items():
-            for arm, (write, head) in arms.items():
-                spent, of_head = timed(write, head, ids, 1)
+            for (arm, skip), write in arms.items():
+                now = runs.get(skip, now)
+                set_masks(routed, now)
+                spent, of_head = timed(write, watch[arm], ids, 1)
                 if kind == "decode":
-                    more, head_more = timed(write, head, ids, WRITTEN + 1)
+                    count = WRITTEN + 1 if turn else 3  # the first turn warms up
+                    more, head_more = timed(write, watch[arm], ids, count)
                     spent, of_head = more - spent, head_more - of_head
-                if turn:  # the first warms up
-                    whole.setdefault((kind, arm), []).append(spent)
-                    layers.setdefault((kind, arm), []).append(spent - of_head)
-    shares = work(routed, prompts)
+                if turn:
+                    whole.setdefault((kind, arm, skip), []).append(spent)
+                    layers.setdefault((kind, arm, skip), []).append(spent - of_head)
     rows = []
-    for (kind, arm), seconds in whole.items():
+    for (kind, arm, skip), seconds in whole.items():
         row: Row = {"host": name, "batch": batch, "skip": skip, "kind": kind, "arm": arm}
         row["seconds"] = statistics.median(seconds)
-        row["layer_seconds"] = statistics.median(layers[(kind, arm)])
+        row["layer_seconds"] = statistics.median(layers[(kind, arm, skip)])
         for title, table in (("whole", whole), ("layers", layers)):
-            ratio = ratio_interval(table[(kind, arm)], table[(kind, "dense")])
+            ratio = ratio_interval(table[(kind, arm, skip)], table[(kind, "dense", 0.0)])
             row[title] = ratio.value
             row[f"{title}_low"], row[f"{title}_high"] = ratio.low, ratio.high
         if arm == "turnout":
-            row["units"], row["flops"] = 1 - skip, shares[kind]
-            peer = ratio_interval(layers[(kind, arm)], layers[(kind, "economize")])
-            row["beside"], row["beside_low"], row["beside_high"] = peer.value, peer.low, peer.high
+            set_masks(routed, runs[skip])
+            row["units"], row["flops"] = 1 - skip, work(routed, prompts[kind], kind)
+            other = layers[(kind, "economize", skip)]
+            beside = ratio_interval(layers[(kind, arm, skip)], other)
+            row["beside"] = beside.value
+            row["beside_low"], row["beside_high"] = beside.low, beside.high
         rows.append(row)
     return rows
 
 
-def work(routed: Any, prompts: dict[str, Tensor]) -> dict[str, float]:
-    """Share of the routed FLOPs that is spent, by kind of work."""
-    found = {}
-    for kind, ids in prompts.items():
-        spent: list[float] = []
+def work(routed: Any, ids: Tensor, kind: str) -> float:
+    """Share of the routed FLOPs that a few passes of a kind of work spend."""
+    spent: list[float] = []
 
-        def note(flow: Flow, spent: list[float] = spent) -> None:
-            spent.append(float(trace_share(flow.trace)))
+    def note(flow: Flow) -> None:
+        spent.append(float(trace_share(flow.trace)))
 
-        with routed.turnout.watched(note):
-            by_generate(routed)(ids, WRITTEN + 1 if kind == "decode" else 1)
-        found[kind] = statistics.fmean(spent[1:] if kind == "decode" else spent)
-    return found
+    with routed.turnout.watched(note):
+        by_generate(routed)(ids, 17 if kind == "decode" else 1)
+    return statistics.fmean(spent[1:] if kind == "decode" else spent)
 
 
 def verdict(rows: list[Row]) -> dict[str, Row]:
@@ -167,12 +165,12 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
 
 def run() -> None:
     benchmark = Benchmark("decode", "skipping saves time when a model writes")
+    skips = (0.5,) if benchmark.quick else SKIPS
     for name, model in hosts(benchmark.quick).items():
         for batch in (1, 4) if benchmark.quick else BATCHES:
-            for skip in (0.5,) if benchmark.quick else SKIPS:
-                if benchmark.find(host=name, batch=batch, skip=skip) is None:
-                    repeats = 2 if benchmark.quick else 7 if batch < 16 else 3
-                    benchmark.add(measured(model, name, batch, skip, repeats))
+            if benchmark.find(host=name, batch=batch) is None:
+                turns = 1 if benchmark.quick else 3
+                benchmark.add(measured(model, name, batch, skips, turns))
     benchmark.finish(
         verdict(benchmark.rows),
         [
