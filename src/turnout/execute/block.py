@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from turnout.execute.handle import BlockHandle, cache_of
 from turnout.execute.narrow import Narrowed
@@ -19,6 +20,7 @@ from turnout.execute.scope import is_reference
 from turnout.execute.span import Span, SpanStop
 from turnout.execute.writing import fill
 from turnout.flow import Flow
+from turnout.route import Route
 
 
 class RoutedBlock(nn.Module):
@@ -86,11 +88,15 @@ def _run_routed(
         routes[kind] = flow.trace[site.key] = handle.routing.decide(site, x_BTD, flow)
     if not routes:
         return host(x_BTD, *args, **kwargs)
+    cache = cache_of(args, kwargs)
+    if cache is not None and set(routes) == {"layer"} and x_BTD.shape[:2] == (1, 1):
+        out = _run_token(handle, flow, routes["layer"], host, cache, x_BTD, args, kwargs)
+        if out is not None:
+            return out
     mask_BT = flow.mask_BT(next(iter(handle.sites.values())))
     run = Narrowed(handle, x_BTD, mask_BT, routes)
     if run.everything and not run.weighted:
         return host(x_BTD, *args, **kwargs)
-    cache = cache_of(args, kwargs)
     stops = run.nothing and not handle.must_enter and not is_reference()
     if cache is not None and stops and fill(cache, lambda: run.execute(host, args, kwargs, True)):
         flow.trace.written.update(site.key for site in handle.sites.values())
@@ -108,6 +114,37 @@ def _run_routed(
     weight = torch.where(layer.weight_BTU != 0, layer.weight_BTU, 1.0)
     hidden = modulate(hidden, x_BTD, weight)
     return (hidden, *rest) if rest else hidden
+
+
+def _run_token(
+    handle: BlockHandle,
+    flow: Flow,
+    route: Route,
+    host: Callable[..., Any],
+    cache: Cache,
+    x_BTD: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """One token of one text, as decoding has them: nothing needs to be packed, and small models
+    would spend their time on packing it. None where it is no plain yes or no."""
+    weight = float(route.weight_BTU.detach())
+    if weight == 1.0 and not is_weighted(route.weight_BTU):
+        return host(x_BTD, *args, **kwargs)
+    if weight != 0.0 or handle.must_enter or is_reference():
+        return None
+    scope = handle.scopes["attention"]
+    scope.check()
+    scope.index_N, scope.like_BTD = route.weight_BTU.new_zeros(0, dtype=torch.long), x_BTD
+    try:
+        handle.stream.state_BTD = x_BTD
+        if not fill(cache, lambda: host(x_BTD, *args, **kwargs)):
+            return None
+    finally:
+        handle.stream.state_BTD = None
+        scope.clear()
+    flow.trace.written.add(route.site.key)
+    return x_BTD
 
 
 def _run_span(

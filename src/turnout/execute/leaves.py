@@ -43,6 +43,9 @@ class DeltaLeaf(RoutedLeaf):
             full = super().forward(x, *args, **kwargs)
             weight = scope.weight_N if self._turnout_last else None
             return pick_rows(full, torch.zeros_like(full), scope.index_N, weight)
+        if not len(scope.index_N):
+            none = super().forward(x.flatten(0, 1)[:0], *args, **kwargs)
+            return none.new_zeros(*x.shape[:2], none.shape[-1])
         rows = super().forward(gather(x, scope.index_N), *args, **kwargs)
         return scatter(_weigh(self, rows), scope.index_N, x)
 
