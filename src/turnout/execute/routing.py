@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, partial
+from functools import cache
 from numbers import Real
 from typing import Any
 
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from turnout.errors import UserError
+from turnout.execute.begin import new_flow
 from turnout.execute.by_row import decide_by_row
 from turnout.execute.noise import NoiseDial
 from turnout.execute.span import Span
-from turnout.execute.writing import Writing, read_past, read_past_mask
+from turnout.execute.writing import Writing
 from turnout.flow import Flow
 from turnout.hosts.family import Stack
-from turnout.hosts.read_out import read_out
 from turnout.route import Route, Site, Trace, UnitCost
 from turnout.routers.base import Router, RouterConfig, peeks
 
@@ -54,6 +54,7 @@ class Routing(NoiseDial, nn.Module):
     seed: repeats the paths of random routers in inference; None draws a new one each pass, and one
     for all passes of a call of ``generate``.
     budget_B: a budget for each sequence of the passes that follow (see ``at``); None = one for all.
+    writing: the call of ``generate`` under way.
     task: what passes without ``task_ids`` ask for; None = they do not say.
     """
 
@@ -73,7 +74,7 @@ class Routing(NoiseDial, nn.Module):
         self.seed: int | None = None
         self.task: str | None = None
         self.budget_B: Tensor | None = None
-        self._writing: Writing | None = None
+        self.writing: Writing | None = None
         self.span: Span | None = None
         self._flow: Flow | None = None
         self._seen: Callable[[Flow], None] | None = None
@@ -177,11 +178,11 @@ class Routing(NoiseDial, nn.Module):
     @contextmanager
     def writes(self, writing: Writing) -> Iterator[None]:
         """All passes inside are of one call of ``generate``."""
-        before, self._writing = self._writing, writing
+        before, self.writing = self.writing, writing
         try:
             yield
         finally:
-            self._writing = before
+            self.writing = before
 
     def current_flow(self) -> Flow:
         """The pass under way, or the last one: its trace and what the routers remembered."""
@@ -201,83 +202,7 @@ class Routing(NoiseDial, nn.Module):
 
     def new_flow(self, model: nn.Module, inputs: dict[str, Any]) -> Flow:
         """The flow of a new pass with these model inputs."""
-        training, writing = model.training, self._writing
-        if writing is not None:
-            seed = writing.seed
-            if (mask_BT := writing.mask_BT(inputs)) is not None:
-                inputs["attention_mask"] = mask_BT
-        elif self.seed is None or training:
-            seed = int(torch.randint(0, 2**62, ()).item())
-        else:
-            seed = self.seed
-        flow = Flow(inputs, seed, self.budget, training, partial(self.token_mask, model, inputs))
-        flow.task_B = self._asked(model, inputs)
-        flow.noise = self.noise_scale if self.noise else 0.0
-        first = _first_tensor(inputs)
-        if first is None:
-            return flow
-        batch = len(first)
-        if writing is not None:
-            flow.known_keys_B = writing.keys_B(batch)
-        flow.budget_B = self._budgets(batch, first.device)
-        if decoder := self.stacks.get("decoder"):
-            flow.past = read_past(inputs)
-            flow.past_mask = mask_BT = read_past_mask(inputs, decoder.mask, flow.past)
-            if flow.past and mask_BT is None:
-                flow.past_B = torch.full((batch,), flow.past, device=first.device)
-            elif flow.past and mask_BT is not None:
-                flow.past_B = mask_BT[:, : flow.past].long().sum(1)
-            flow.read_out = partial(read_out, model, decoder)
-        return flow
-
-    def _budgets(self, batch: int, device: torch.device) -> Tensor | None:
-        """A budget for each row of a pass; None = one for all."""
-        if self.budget_B is None:
-            return None
-        if batch % len(self.budget_B) or (self._writing is None and batch != len(self.budget_B)):
-            raise UserError(f"{len(self.budget_B)} budgets are set for a batch of {batch}")
-        return self.budget_B.to(device).repeat_interleave(batch // len(self.budget_B))
-
-    def _asked(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
-        """The task of each sequence, from ``task_ids`` or ``task``; None = nobody says."""
-        first = _first_tensor(inputs)
-        ids = inputs.get("task_ids")
-        task = self.task or getattr(model, "task", None)
-        if ids is None and task is not None and first is not None:
-            if task not in self.tasks:
-                raise UserError(
-                    f"task {task!r} is none of this model's: {', '.join(self.tasks) or '-'}"
-                )
-            return torch.full((len(first),), self.tasks.index(task), device=first.device)
-        if ids is None:
-            return None
-        if first is None or ids.shape != (len(first),):
-            raise UserError(f"task_ids must be one a sequence, got {tuple(ids.shape)}")
-        if bool((ids < 0).any()) or bool((ids >= len(self.tasks)).any()):
-            raise UserError(
-                f"task_ids must be places in the tasks of this model, 0 to {len(self.tasks) - 1}: "
-                f"{', '.join(self.tasks) or '(it has none)'}"
-            )
-        return ids
-
-    def token_mask(
-        self, model: nn.Module, inputs: Mapping[str, Any], stack: str, batch: int, length: int
-    ) -> Tensor | None:
-        """The bool (B, T) mask of a stack's real tokens; None when all are, or when the inputs hold
-        no mask that fits."""
-        kind = self.stacks[stack]
-        mask = inputs.get(kind.mask) if kind.mask else None
-        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[0] != batch:
-            return None
-        if kind.mask_method is not None:
-            base: Any = model.base_model
-            mask = getattr(base, kind.mask_method)(length, mask)
-        if before := getattr(getattr(model, "prompt", None), "states", 0):  # of a prompt
-            mask = torch.cat([mask.new_ones(batch, before), mask], 1)
-        if mask.shape[1] < length:
-            return None
-        mask = mask[:, mask.shape[1] - length :].bool()
-        return None if bool(mask.all()) else mask
+        return new_flow(self, model, inputs)
 
     def begin(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -370,16 +295,6 @@ class Routing(NoiseDial, nn.Module):
 def _check_budget(value: Any) -> None:
     if not (isinstance(value, Real) and 0.0 <= float(value) <= 1.0):
         raise UserError(f"budget must be a number from 0 to 1, got {value!r}")
-
-
-def _first_tensor(inputs: Mapping[str, Any]) -> Tensor | None:
-    """One whose first dimension is the batch: of encoded texts too, that a decoder goes on from."""
-    for value in inputs.values():
-        if isinstance(value, Tensor) and value.ndim:
-            return value
-        if isinstance(found := getattr(value, "last_hidden_state", None), Tensor):
-            return found
-    return None
 
 
 def _check_layerdrop(model: nn.Module) -> None:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, Row, inputs_of
+from turnout.execute.begin import token_mask
 from turnout.execute.span import run_span
 from turnout.routers.base import masked_mean
 from turnout.routers.reward import quality as quality_of
@@ -116,7 +117,7 @@ class RoutingEnv(gymnasium.Env[np.ndarray, np.int64]):
         """The mean state of the text where it stands, (D,), not normalised."""
         routing: Any = self.model.turnout
         batch, length = self._hidden.shape[:2]
-        mask_BT = routing.token_mask(self.model, self._inputs, self.sites[0].stack, batch, length)
+        mask_BT = token_mask(routing, self.model, self._inputs, self.sites[0].stack, batch, length)
         return masked_mean(self._hidden, mask_BT)[0]
 
     def _observe(self) -> np.ndarray:

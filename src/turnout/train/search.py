@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from turnout.errors import UserError
 from turnout.execute.batches import Collate, Row, groups_by_length, inputs_of, lengths_of
+from turnout.execute.begin import token_mask
 from turnout.execute.span import run_span
 from turnout.routers.base import masked_mean
 from turnout.routers.policy import PolicyRouter
@@ -102,7 +103,7 @@ def walk(
     rows that skip one keep their state."""
     hidden_BTD = run_span(model, inputs, 0, router.sites[0].layer)
     routing: Any = model.turnout
-    mask_BT = routing.token_mask(model, inputs, router.sites[0].stack, *hidden_BTD.shape[:2])
+    mask_BT = token_mask(routing, model, inputs, router.sites[0].stack, *hidden_BTD.shape[:2])
     states = []
     for place, site in enumerate(router.sites):
         states.append(masked_mean(hidden_BTD, mask_BT))

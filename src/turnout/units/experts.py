@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from turnout.errors import UserError
+from turnout.execute.begin import token_mask
 from turnout.execute.mode import evaluating
 from turnout.execute.span import run_span
 from turnout.hosts.attach import blocks_of, find_family
@@ -235,7 +236,7 @@ def real_rows(
 ) -> Tensor | slice:
     """Which rows of a stack's flattened state (B, T, ...) are real tokens."""
     routing: Any = model.turnout
-    mask_BT = routing.token_mask(model, inputs, stack, state.shape[0], state.shape[1])
+    mask_BT = token_mask(routing, model, inputs, stack, state.shape[0], state.shape[1])
     return slice(None) if mask_BT is None else mask_BT.flatten()
 
 
