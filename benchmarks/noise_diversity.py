@@ -22,7 +22,7 @@ import torch
 from common import Benchmark, Row, gain, main, spread
 from frontier_claim import WORK, named
 from gemma import gemma_folder
-from tasks_here import Call, side_by_side
+from tasks_here import side_by_side
 from transformers import AutoModelForCausalLM, set_seed
 
 import turnout
@@ -39,7 +39,7 @@ from turnout.train.saving import quiet_loading
 PROMPTS, SAMPLES, LENGTH = 20, 10, 40
 COOL = 0.7  # temperature beneath noise
 TEMPERATURES, TOP_PS = (0.6, 0.8, 1.0, 1.2), (0.7, 0.8, 0.9, 0.95)
-SCALES = {"untrained": (0.5, 1.0, 2.0), "trained": (0.5, 1.0, 2.0)}
+SCALES = (0.5, 1.0, 2.0)
 KINDS = {
     "ffn": {"kind": "ffn", "start": 0.2, "prior": 0.4, "per": "sequence"},
     "attention": {"kind": "attention", "start": 0.2, "prior": 0.4},
@@ -164,11 +164,11 @@ def writers(dense: Path, runs: dict[str, Path]) -> Iterator[tuple[str, Writer, l
             return {"input_ids": torch.tensor([row["input_ids"] for row in some])}
 
         turnout.size_noise(model, rows, collate)
-        arms = [Arm("noise", scale) for scale in SCALES["untrained"]]
+        arms = [Arm("noise", scale) for scale in SCALES]
         yield f"{kind}, untrained", Writer(model, plain.tokenizer), arms, COOL
         noisy = Writer.open(run)
         noisy.model.to(plain.model.dtype)
-        yield f"{kind}, trained", noisy, [Arm("noise", s) for s in SCALES["trained"]], COOL
+        yield f"{kind}, trained", noisy, arms, COOL
 
 
 def measured(benchmark: Benchmark, host: str, seed: int) -> list[Row]:
@@ -239,16 +239,11 @@ def verdict(rows: list[Row]) -> dict[str, Row]:
     return entries
 
 
-def of_host(benchmark: Benchmark, host: str, seed: int) -> Call:
-    """A call for a process of its own."""
-    return (measured, benchmark, host, seed)
-
-
 def run() -> None:
     benchmark = Benchmark("noise_diversity", "noise or temperature: diversity", (0, 1, 2))
     wanted = [("shakespeare", seed) for seed in benchmark.seeds]
     missing = [each for each in wanted if benchmark.find(host=each[0], seed=each[1]) is None]
-    side_by_side(benchmark, [of_host(benchmark, *each) for each in missing])
+    side_by_side(benchmark, [(measured, benchmark, *each) for each in missing])
     if not benchmark.quick and benchmark.find(host="gemma") is None:
         benchmark.add(measured(benchmark, "gemma", 0))
     benchmark.finish(

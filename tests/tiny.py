@@ -14,6 +14,16 @@ FILLER = "the a film story was very and of with actor".split()
 NAMES, PLACES = "Ann Bob Cem Dea".split(), "Rome Oslo Lima".split()
 SPECIAL = "[PAD] [UNK] [CLS] [SEP]".split()
 WORDS = [*SPECIAL, *GOOD, *BAD, *FILLER, *NAMES, *PLACES, "in", "met"]
+SIZES: dict[str, Any] = dict(
+    vocab_size=len(WORDS),
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=24,
+    max_position_embeddings=32,
+    pad_token_id=0,
+    initializer_range=0.2,
+)
 
 
 def tokenizer() -> Any:
@@ -45,34 +55,12 @@ def save_host(folder: Path, config: Any = None) -> Path:
 
 def bert_config(**more: Any) -> hf.BertConfig:
     """Two layers, 16 wide."""
-    sizes: dict[str, Any] = dict(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=32,
-        pad_token_id=0,
-        initializer_range=0.2,
-    )
-    return hf.BertConfig(**{**sizes, **more})
+    return hf.BertConfig(**{**SIZES, **more})
 
 
 def llama_config(**more: Any) -> hf.LlamaConfig:
     """A decoder of the same size, for the same tokenizer."""
-    sizes: dict[str, Any] = dict(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=32,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=3,
-        initializer_range=0.2,
-    )
-    return hf.LlamaConfig(**{**sizes, **more})
+    return hf.LlamaConfig(**{**SIZES, "bos_token_id": 2, "eos_token_id": 3, **more})
 
 
 def stacked(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

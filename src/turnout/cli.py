@@ -21,8 +21,9 @@ from turnout.console import stderr as _stderr
 from turnout.console import stdout as _stdout
 from turnout.errors import UserError
 from turnout.generation.cli import mount
+from turnout.generation.options import STOPPED
 
-MISTAKE, REFUSED, STOPPED = 2, 3, 130
+MISTAKE, REFUSED = 2, 3
 
 
 class _Group(TyperGroup):

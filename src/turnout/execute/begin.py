@@ -30,9 +30,9 @@ def new_flow(routing: Routing, model: nn.Module, inputs: dict[str, Any]) -> Flow
     else:
         seed = routing.seed
     flow = Flow(inputs, seed, routing.budget, training, partial(token_mask, routing, model, inputs))
-    flow.task_B = _asked(routing, model, inputs)
-    flow.noise = routing.noise_scale if routing.noise else 0.0
     first = first_tensor(inputs)
+    flow.task_B = _asked(routing, model, inputs, first)
+    flow.noise = routing.noise_scale if routing.noise else 0.0
     if first is None:
         return flow
     batch = len(first)
@@ -60,9 +60,11 @@ def _budgets(routing: Routing, batch: int, device: torch.device) -> Tensor | Non
     return routing.budget_B.to(device).repeat_interleave(batch // count)
 
 
-def _asked(routing: Routing, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
-    """The task of each sequence, from ``task_ids`` or ``task``; None = nobody says."""
-    first = first_tensor(inputs)
+def _asked(
+    routing: Routing, model: nn.Module, inputs: Mapping[str, Any], first: Tensor | None
+) -> Tensor | None:
+    """The task of each sequence, from ``task_ids`` or ``task``; None = nobody says. first: an input
+    with the batch."""
     ids = inputs.get("task_ids")
     task = routing.task or getattr(model, "task", None)
     if ids is None and task is not None and first is not None:

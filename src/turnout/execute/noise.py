@@ -37,9 +37,8 @@ class NoiseDial:
 
     @noise_scale.setter
     def noise_scale(self, value: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise UserError(f"noise_scale must be a number from 0 up, got {value!r}")
-        if not (isfinite(float(value)) and float(value) >= 0.0):
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not number or not isfinite(float(value)) or float(value) < 0.0:
             raise UserError(f"noise_scale must be a number from 0 up, got {value!r}")
         self.spec["noise_scale"] = float(value)
 

@@ -48,8 +48,7 @@ class Writing:
         ids = inputs.get("input_ids")
         if self.mask_PT is None or not isinstance(ids, Tensor) or len(ids) % len(self.mask_PT):
             return None
-        cache = inputs.get("past_key_values")
-        past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+        past = read_past(inputs)
         mask = self.mask_PT.repeat_interleave(len(ids) // len(self.mask_PT), 0)
         more = past + ids.shape[1] - mask.shape[1]
         if more <= 0:
