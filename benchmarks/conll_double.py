@@ -44,7 +44,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "single layer, cased": {"casing": True},
     "double, cased": {"casing": True, "routers": [{**LAYER, "adapters": 4, "top": 2}]},
 }
-# The larger backbone, of the first seed alone: an hour a training on two cores.
+# The larger backbone, of the first seed alone: most of an hour a training.
 LARGE: dict[str, dict[str, Any]] = {
     "Gemma-3-270m, single layer": {},
     "Gemma-3-270m, double": {"routers": [{**LAYER, "adapters": 4, "top": 2}]},
@@ -57,7 +57,7 @@ PAIRS = (
     ("single layer, cased", "single layer"),
     ("Gemma-3-270m, double", "Gemma-3-270m, single layer"),
 )
-LORA = {"strategy": "lora", "rank": 16, "epochs": 3.0}
+LORA = {"strategy": "lora", "rank": 16, "epochs": 2.0}
 LARGE_RATE = 5e-4
 RATES = (1e-4, 3e-4, 1e-3)  # of the backbone; what is new learns three times as fast
 TUNING = 3500  # sentences, a quarter
