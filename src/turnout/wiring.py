@@ -69,6 +69,7 @@ def attach(
             scopes[part].leaves.append((parent, name, module))
             if part == "attention" and leaf.role in ("query", "fused"):
                 parent.__dict__["_turnout_attends"] = handle
+                handle.attends = parent
     if "head" in mine:
         _attach_merge(view, scopes["attention"])
     if "expert" in mine and view.own_experts is None:

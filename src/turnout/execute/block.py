@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
+from turnout.execute.asking import write
 from turnout.execute.handle import BlockHandle, cache_of
 from turnout.execute.narrow import Narrowed
 from turnout.execute.rows import is_weighted, modulate
@@ -90,7 +90,7 @@ def _run_routed(
         return host(x_BTD, *args, **kwargs)
     cache = cache_of(args, kwargs)
     if cache is not None and set(routes) == {"layer"} and x_BTD.shape[:2] == (1, 1):
-        out = _run_token(handle, flow, routes["layer"], host, cache, x_BTD, args, kwargs)
+        out = _run_token(handle, flow, routes["layer"], host, x_BTD, args, kwargs)
         if out is not None:
             return out
     mask_BT = flow.mask_BT(next(iter(handle.sites.values())))
@@ -121,7 +121,6 @@ def _run_token(
     flow: Flow,
     route: Route,
     host: Callable[..., Any],
-    cache: Cache,
     x_BTD: Tensor,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -133,16 +132,8 @@ def _run_token(
         return host(x_BTD, *args, **kwargs)
     if weight != 0.0 or handle.must_enter or is_reference():
         return None
-    scope = handle.scopes["attention"]
-    scope.check()
-    scope.index_N, scope.like_BTD = route.weight_BTU.new_zeros(0, dtype=torch.long), x_BTD
-    try:
-        handle.stream.state_BTD = x_BTD
-        if not fill(cache, lambda: host(x_BTD, *args, **kwargs)):
-            return None
-    finally:
-        handle.stream.state_BTD = None
-        scope.clear()
+    if write(handle, host, x_BTD, args, kwargs) is None:
+        return None
     flow.trace.written.add(route.site.key)
     return x_BTD
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from transformers.cache_utils import Cache
 
 from turnout.execute.scope import Scope, Stream
@@ -30,7 +31,8 @@ class BlockHandle:
     hide: skipped tokens are removed from attention. watch: whose attention a router must see.
     whole_heads: attention needs projections in full width, whatever heads run.
     bottleneck: the adapters after the block, where it has such. copies: its experts stand in place
-    of the host's network; averages: with weights that are scaled to add up to 1.
+    of the host's network; averages: with weights that are scaled to add up to 1. attends: the
+    module with the queries of its attention.
     """
 
     routing: Routing
@@ -48,4 +50,5 @@ class BlockHandle:
     averages: bool = False
     whole_heads: bool = False
     noisy: bool = False
+    attends: nn.Module | None = None
     logit_noise: AttentionNoise | None = None

@@ -132,6 +132,8 @@ class VisibleLeaf(RoutedLeaf):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         scope = self._turnout_scope
+        if scope.known and isinstance(self, nn.Linear):  # what is given back is not looked at
+            return x.new_zeros(*x.shape[:-1], self.out_features)
         if scope.index_N is None or not scope.hide or is_reference():
             return super().forward(x, *args, **kwargs)
         rows = super().forward(gather(x, scope.index_N), *args, **kwargs)

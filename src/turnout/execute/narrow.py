@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from turnout.execute.adapters import AdapterPlan, add_bottleneck
+from turnout.execute.asking import asking_of, run_asking
 from turnout.execute.experts import ExpertPlan
 from turnout.execute.handle import BlockHandle, cache_of
 from turnout.execute.heads import HeadPlan
@@ -121,10 +122,11 @@ class Narrowed:
 
         try:
             handle.stream.state_BTD, handle.stream.keep_B = x_BTD, keep
-            if handle.hide and set(self.routes) == {"layer"} and not handle.must_enter:
+            if set(self.routes) == {"layer"} and not handle.must_enter and not is_reference():
                 assert self.layer_BT is not None
                 active_BT = mine(self._real(self.layer_BT.expand(self.x_BTD.shape[:2])))
-                out = self._short(host, x_BTD, args, kwargs, active_BT)
+                way = self._short if handle.hide else self._asking
+                out = way(host, x_BTD, args, kwargs, active_BT)
                 if out is not None:
                     return out
             self._narrow_leaves(x_BTD, mine)
@@ -200,7 +202,7 @@ class Narrowed:
         active_BT: Tensor,
     ) -> Any:
         """Run the host's block on shorter sequences; None where it must be packed by leaves."""
-        short = None if is_reference() else short_of(active_BT)
+        short = short_of(active_BT)
         changed = None if short is None else shorten(short, x_BTD, args, kwargs)
         if short is None or changed is None:
             return None
@@ -212,6 +214,21 @@ class Narrowed:
         hidden, *rest = out if isinstance(out, tuple) else (out,)
         hidden = lengthen(short, hidden, x_BTD)
         return (hidden, *rest) if rest else hidden
+
+    def _asking(
+        self,
+        host: Callable[..., Any],
+        x_BTD: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        active_BT: Tensor,
+    ) -> Any:
+        """Run a decoder's block on the tokens that run, which ask the keys of all; None where it
+        must be packed by leaves."""
+        if self.handle.noisy:
+            return None
+        asking = asking_of(self.handle, x_BTD, args, kwargs, active_BT)
+        return asking and run_asking(self.handle, host, asking, x_BTD, kwargs)
 
 
 def _index_of(active_BT: Tensor, x_BTD: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ class Scope:
     weight_N: weights of those rows, applied by the sub-block's last leaf; None = all 1.
     heads, experts: which of them run, where a router chooses; None = all, as the host has them.
     adapters: which run beside the host's layers; None = none.
-    hide: skipped rows need no keys and values either. like_BTD: the full shape. leaves: where the
+    hide: skipped rows need no keys and values either. known: keys and values are there already, of
+    all rows. like_BTD: the full shape. leaves: where the
     sub-block's leaves were found: parent, name, leaf.
     """
 
@@ -67,6 +68,7 @@ class Scope:
     experts: ExpertPlan | None = None
     adapters: AdapterPlan | None = None
     hide: bool = False
+    known: bool = False
     like_BTD: Tensor | None = None
 
     def check(self) -> None:
@@ -83,4 +85,4 @@ class Scope:
         """Back to: every row runs."""
         self.index_N = self.weight_N = self.like_BTD = None
         self.heads = self.experts = self.adapters = None
-        self.hide = False
+        self.hide = self.known = False

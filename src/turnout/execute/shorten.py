@@ -38,13 +38,19 @@ class Short:
         start_B = torch.arange(len(self.place_BS), device=self.place_BS.device) * length
         return start_B[:, None] + self.place_BS
 
+    def take(self, x_BTD: Tensor) -> Tensor:
+        """Its rows of a state, (B, S, D)."""
+        batch, length, width = x_BTD.shape
+        return gather(x_BTD, self.flat_BS(length).flatten()).view(batch, -1, width)
 
-def short_of(active_BT: Tensor) -> Short | None:
-    """The tokens that run; None where shorter sequences would not pay."""
+
+def short_of(active_BT: Tensor, waste: float = WASTE) -> Short | None:
+    """The tokens that run; None where shorter sequences would not pay. waste: places for one token
+    that runs, at most."""
     batch, length = active_BT.shape
     counts_B = active_BT.sum(1)
     longest, total = int(counts_B.max()), int(counts_B.sum())
-    if not 0 < longest < length or batch * longest > WASTE * total:
+    if not 0 < longest < length or batch * longest > waste * total:
         return None
     place_BS = active_BT.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]
     valid_BS = torch.arange(longest, device=active_BT.device) < counts_B[:, None]
@@ -61,22 +67,20 @@ def shorten(
         return None
     others = [*(args if by_name else args[1:])]
     others += [value for name, value in kwargs.items() if name not in (_MASK, _ROTATIONS)]
-    if not all(_is_plain(value) for value in others):
+    if not all(is_plain(value) for value in others):
         return None
     changed = dict(kwargs)
     if kwargs.get(_ROTATIONS) is not None:
-        changed[_ROTATIONS] = tuple(_places(value, short) for value in kwargs[_ROTATIONS])
+        changed[_ROTATIONS] = tuple(places(value, short) for value in kwargs[_ROTATIONS])
     mask = _mask(mask, short, x_BTD)
     if by_name:
         changed[_MASK] = mask
     else:
         args = (mask, *args[1:])
-    batch, length, width = x_BTD.shape
-    flat = short.flat_BS(length).flatten()
-    return gather(x_BTD, flat).view(batch, -1, width), args, changed
+    return short.take(x_BTD), args, changed
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Does an argument say nothing of single tokens."""
     scalar = isinstance(value, Tensor) and value.ndim == 0
     return scalar or value is None or isinstance(value, bool | int | float | str)
@@ -92,7 +96,7 @@ def lengthen(short: Short, out_BSD: Tensor, x_BTD: Tensor) -> Tensor:
     return x_BTD.flatten(0, 1).index_copy(0, index, rows).view(x_BTD.shape)
 
 
-def _places(value: Tensor, short: Short) -> Tensor:
+def places(value: Tensor, short: Short) -> Tensor:
     """Rotations of the tokens that are left, (B, S, D) of (1|B, T, D)."""
     value = value.expand(len(short.place_BS), *value.shape[1:])
     return value.gather(1, short.place_BS[:, :, None].expand(-1, -1, value.shape[2]))

@@ -142,28 +142,51 @@ def read_past_mask(inputs: dict[str, Any], mask: str, past: int) -> Tensor | Non
     return mask_BT if fits else None
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Keys and values that a block is given in place of a cache: those of all tokens."""
+
+    key_BGKD: Tensor
+    value_BGKD: Tensor
+
+    def update(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """What a cache would say, whatever the block has computed itself."""
+        return self.key_BGKD, self.value_BGKD
+
+
 class Filled(Exception):
-    """A layer that nothing runs has written its keys and values."""
+    """A block has its keys and values."""
+
+    def __init__(self, seen: Seen) -> None:
+        super().__init__()
+        self.seen = seen
 
 
-def fill(cache: Cache, run: Callable[[], Any]) -> bool:
-    """Run a host's block up to the point where its keys and values are in the cache; False where it
+class Catch:
+    """Stands in for a cache where there is none: keys and values of this pass are all there are."""
+
+    def update(self, key_BGTD: Tensor, value_BGTD: Tensor, *_: Any, **__: Any) -> Any:
+        """Stop the block here."""
+        raise Filled(Seen(key_BGTD, value_BGTD))
+
+
+def fill(cache: Cache, run: Callable[[], Any]) -> Seen | None:
+    """Run a host's block up to the point where its keys and values are in the cache; None where it
     came to its end, so that it wrote none."""
     inner: Any = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
     update = inner.update
 
     def stop(*args: Any, **kwargs: Any) -> Any:
-        update(*args, **kwargs)
-        raise Filled
+        raise Filled(Seen(*update(*args, **kwargs)))
 
     inner.update = stop  # of this instance: hosts ask for its class
     try:
         run()
-    except Filled:
-        return True
+    except Filled as filled:
+        return filled.seen
     finally:
         del inner.update
-    return False
+    return None
 
 
 def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
