@@ -23,7 +23,7 @@ def calls_of(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     calls: list[bool] = []
     read = TasksModel.read
 
-    def noting(self: TasksModel, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def noting(self: TasksModel, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
         calls.append(self.training)
         return read(self, *args, **kwargs)
 
@@ -31,17 +31,19 @@ def calls_of(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return calls
 
 
+@pytest.mark.parametrize("layers", ["last", "mixed"])
 def test_the_same_is_learned_without_reading_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    layers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_recipe(tmp_path)
+    how = [*HOW, "train.max_steps=3", f"layers={layers}"]
     with monkeypatch.context() as patch:
         calls = calls_of(patch)
-        kept = train(tmp_path, "kept", *HOW, "train.max_steps=3").load().state_dict()
+        kept = train(tmp_path, "kept", *how).load().state_dict()
         assert calls and not any(calls)
     monkeypatch.setattr(pipeline, "is_fixed", lambda model: False)
     calls = calls_of(monkeypatch)
-    plain = train(tmp_path, "plain", *HOW, "train.max_steps=3").load().state_dict()
+    plain = train(tmp_path, "plain", *how).load().state_dict()
     assert sum(calls) >= 3
     for name, value in plain.items():
         torch.testing.assert_close(kept[name], value, rtol=1e-2, atol=1e-3)
@@ -82,8 +84,14 @@ def test_what_may_change_is_read_again(change: list[str], fixed: bool, tmp_path:
     assert [state.shape[0] for state in states["names"]] == lengths
 
 
-def test_too_many_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_too_much_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = TasksRecipe.load(save_recipe(tmp_path), HOW)
+    tasks, raw = pipeline.load_tasks(recipe, str)
+    model, tokenizer = pipeline.new_model(recipe, tasks)
+    data = {name: encode(task, raw[name], tokenizer) for name, task in tasks.items()}
+    texts = 4 * len(data["mood"].train) * model.config.hidden_size
+    monkeypatch.setattr("turnout.double.frozen.MOST", texts)
+    assert list(states_of(model, data)) == ["mood"]  # a state a text; names have one a token
     monkeypatch.setattr("turnout.double.frozen.MOST", 100)
-    save_recipe(tmp_path)
     calls = calls_of(monkeypatch)
     assert train(tmp_path, "run", *HOW).model.is_dir() and sum(calls) > 10

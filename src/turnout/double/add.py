@@ -19,7 +19,7 @@ from turnout.double.run import TasksRun, open_tasks_run, start_tasks_run
 from turnout.double.versions import current, every
 from turnout.errors import UserError
 from turnout.files import write_json
-from turnout.hosts.tasks_model import TasksModel, add_head, check_name
+from turnout.hosts.tasks_model import TasksModel, add_head, check_name, reading_all
 from turnout.recipe import checked
 from turnout.recipe_yaml import read_page
 from turnout.tasks import TASKS, NERConfig, NERTask, TaskConfig
@@ -65,7 +65,9 @@ def add_task(
     raw = task.load()
     model, tokenizer = opened.load(), opened.tokenizer()
     _check_fits(opened, model, name, task)
-    grow(model, name, task.head, opened.recipe.train.seed)
+    reads_all = opened.recipe.layers == "mixed"
+    head = reading_all(model.backbone, task.head) if reads_all else task.head
+    grow(model, name, head, opened.recipe.train.seed)
     data = {name: encode(task, raw, tokenizer)}
     train = opened.recipe.train.model_copy(
         update={"epochs": epochs or opened.recipe.train.epochs, "max_steps": None}

@@ -20,7 +20,6 @@ from turnout.execute.mode import evaluating
 from turnout.hosts.tasks_model import TasksModel
 from turnout.train.data import Data, listed
 from turnout.train.fit import RATES
-from turnout.train.prepare import head_input
 
 MOST = 2 * 1024**3  # bytes that may be kept
 BATCH_TOKENS = 4096
@@ -42,31 +41,37 @@ def _is_random(backbone: nn.Module) -> bool:
 
 
 def states_of(model: TasksModel, data: Mapping[str, Data]) -> dict[str, list[Tensor]]:
-    """By task the states of its training rows, (T, D), or (1, D) where a head reads whole texts.
-    Tasks whose rows change from epoch to epoch have none; too many to keep are none at all."""
+    """By task what its head needs of its training rows, (T, L, D) of L layers, T = 1 where a head
+    reads whole texts. Tasks whose rows change from epoch to epoch have none, and those have none
+    that would be too much to keep: the largest go first."""
+    found: dict[str, list[Tensor]] = {}
+    room = MOST
     fixed = {name: each for name, each in data.items() if each.task.fixed}
-    heads: Any = model.heads
-    whole = {name for name in fixed if not heads[name].config.per_token}
-    numbers = sum(
-        len(each.train) if name in whole else sum(map(len, each.train["input_ids"]))
-        for name, each in fixed.items()
-    )
-    if numbers * model.config.get_text_config().hidden_size * 4 > MOST:
-        return {}
-    return {name: _states(model, name, each, name in whole) for name, each in fixed.items()}
+    sizes = {name: _bytes(model, name, each) for name, each in fixed.items()}
+    for name in sorted(fixed, key=lambda name: sizes[name]):
+        if sizes[name] <= room:
+            room -= sizes[name]
+            found[name] = _states(model, name, fixed[name])
+    return found
+
+
+def _bytes(model: TasksModel, name: str, data: Data) -> int:
+    head: Any = model.heads[name]
+    tokens = sum(map(len, data.train["input_ids"])) if head.config.per_token else len(data.train)
+    return 4 * tokens * max(1, head.config.layers) * model.config.get_text_config().hidden_size
 
 
 @torch.no_grad()
-def _states(model: TasksModel, name: str, data: Data, whole: bool) -> list[Tensor]:
+def _states(model: TasksModel, name: str, data: Data) -> list[Tensor]:
     rows = listed(data.train)
     found: list[Any] = [None] * len(rows)
     with evaluating(model), asking(model, name):
         for group in groups_by_length(lengths_of(rows), BATCH_TOKENS):
             inputs = padded([rows[i] for i in group], data.tokenizer, model.device)
-            state_BTD, _ = head_input(model, inputs)
-            for place, state_TD, mask_T in zip(
-                group, state_BTD, inputs["attention_mask"], strict=True
+            state_BTLD = model(**inputs, keep=True).states
+            for place, state_TLD, mask_T in zip(
+                group, state_BTLD, inputs["attention_mask"], strict=True
             ):
-                own = state_TD if whole else state_TD[mask_T.bool()]
+                own = state_TLD[mask_T.bool()] if len(state_TLD) == len(mask_T) else state_TLD
                 found[place] = own.float().cpu().clone()
     return found

@@ -38,11 +38,18 @@ def inspect_tasks(path: str | Path) -> Group:
 
 def _heads(model: TasksModel, labels: dict[str, list[str]]) -> Table:
     table = Table(title="tasks", title_justify="left")
-    for column in ("task", "head", "outputs", "labels"):
+    for column in ("task", "head", "outputs", "reads layers", "labels"):
         table.add_column(column)
     for name in model.tasks:
         config: Any = model.heads[name].config
         known = labels[name] if config.kind in NAMED else []
         said = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-        table.add_row(name, str(config.kind), str(config.width), said)
+        table.add_row(name, str(config.kind), str(config.width), _layers(model.heads[name]), said)
     return table
+
+
+def _layers(head: Any) -> str:
+    """The part that each layer has in what a head reads, the embeddings first."""
+    if head.mix is None:
+        return "the last"
+    return " ".join(f"{share:.2f}" for share in head.mix.shares().tolist())

@@ -40,6 +40,8 @@ def plain_of(model: TasksModel) -> TasksModel:
     if hasattr(made, "turnout"):
         uninstall(made)
     made.bridge = made.prompt = made.case = None
+    for head in made.heads.values():
+        head.mix = None  # type: ignore[union-attr]
     return made.eval()
 
 

@@ -110,6 +110,7 @@ def new_model(recipe: TasksRecipe, tasks: Mapping[str, Task[Any]]) -> tuple[Task
         + (recipe.train.prompt_tokens if recipe.train.strategy in PROMPTS else 0),
         words=any(isinstance(task.config, NERConfig) for task in tasks.values()),
         seed=recipe.train.seed,
+        mixed=recipe.layers == "mixed",
     )
     check_guesses(model, tasks)
     set_seed(recipe.train.seed)  # of the first weights of all that is new

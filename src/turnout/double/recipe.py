@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -32,7 +32,9 @@ class BridgeConfig(BaseModel):
 class TasksRecipe(BaseModel):
     """One backbone: tasks by name, the routers between it and their heads (or inside of it), how to
     train and what to measure. bridge: a language model between backbone and routers. casing: tell
-    the backbone how words are written, where its tokenizer lowers all letters."""
+    the backbone how words are written, where its tokenizer lowers all letters. layers: heads, and
+    routers before them, read the ``last`` layer, or all of them, ``mixed`` for each task by weights
+    that are learned (see units/depth_mix.py)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,6 +43,7 @@ class TasksRecipe(BaseModel):
     routers: list[AnyRouterConfig] = []
     bridge: BridgeConfig | None = None
     casing: bool = False
+    layers: Literal["last", "mixed"] = "last"
     train: TasksTrainConfig = TasksTrainConfig()
     measure: TasksMeasureConfig = TasksMeasureConfig()
 
@@ -51,6 +54,10 @@ class TasksRecipe(BaseModel):
                 raise ValueError(
                     f"train.weights: no task {name!r}; the tasks are {', '.join(self.tasks)}"
                 )
+        if self.layers == "mixed" and self.bridge is not None:
+            raise ValueError(
+                "layers: mixed and bridge: a language model reads the last layer; leave one out"
+            )
         if self.train.strategy == "prefix" and any(r.site != "output" for r in self.routers):
             raise ValueError(
                 "train.strategy: prefix gives every attention keys and values, which routers "

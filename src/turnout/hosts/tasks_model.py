@@ -26,10 +26,12 @@ from turnout.units.task_heads import Head, HeadConfig, InnerHeads, WordsHead
 @dataclass
 class TasksOutput(ModelOutput):
     """loss, where there are labels; logits: of one task, or by task where several are asked for,
-    each in the order of the texts that ask for it."""
+    each in the order of the texts that ask for it; states: in place of them, where they are to be
+    kept."""
 
     loss: Tensor | None = None
     logits: Any = None
+    states: Tensor | None = None
 
 
 class TasksModel(PreTrainedModel):
@@ -53,7 +55,8 @@ class TasksModel(PreTrainedModel):
         self.inner: InnerHeads | None = None
         self.task: str | None = None
         for fields in config.turnout_heads:  # a list: keys of a config are sorted when it is saved
-            self._add(fields["name"], HeadConfig(kind=fields["kind"], width=fields["width"]))
+            own = {key: value for key, value in fields.items() if key != "name"}
+            self._add(fields["name"], HeadConfig.model_validate(own))
         self.inner = fresh_inner(config)
         self.post_init()
 
@@ -85,59 +88,83 @@ class TasksModel(PreTrainedModel):
         labels: Tensor | None = None,
         case_ids: Tensor | None = None,
         states: Tensor | None = None,
+        keep: bool = False,
         **kwargs: Any,
     ) -> TasksOutput:
         """task_ids: the task of each text, (B,), as a place in ``tasks``. tasks: every text asks
         for all of these. Neither = all ask for ``task``. labels: of one task; a head of words is
         then read where there are labels only (see ``WordsHead``). case_ids: how each token's word
-        is written, (B, T) (see tasks/casing.py). states: what ``read`` has made of these texts
-        before, (B, T, D), or (B, 1, D) as ``pooled`` gives it; the backbone is not run then. Raises
-        UserError where nothing is asked for, for an unknown task, and for labels of several."""
+        is written, (B, T) (see tasks/casing.py). keep: give the ``states`` of these texts for their
+        one task, (B, T, L, D) of L layers, T = 1 for a head of whole texts. states: what such a
+        pass has given; the backbone is not run then. Raises UserError where nothing is asked for,
+        for an unknown task, and for labels of several."""
         asked = self._asked(task_ids, tasks)
         if labels is not None and (len(asked) > 1 or tasks is not None):
             raise UserError("labels are of one task, which task_ids or model.task name")
         if states is None:
-            state_BTD = self.read(input_ids, attention_mask, case_ids, **kwargs)
+            every = any(self._head(name).mix is not None for name in asked)
+            layers = self.read(input_ids, attention_mask, case_ids, every, **kwargs)
         else:
-            state_BTD = states
+            layers = states.unbind(2)
             if attention_mask is not None and states.shape[1] != attention_mask.shape[1]:
                 attention_mask = None  # one state a text
+        if keep:
+            return TasksOutput(states=self._kept(layers, attention_mask, asked))
         if self.bridge is not None:
-            state_BTD = self.bridge(state_BTD, attention_mask)
-        answers = dict(self._answers(state_BTD, attention_mask, asked, labels))
+            layers = (*layers[:-1], self.bridge(layers[-1], attention_mask))
+        answers = dict(self._answers(layers, attention_mask, asked, labels))
         if len(asked) > 1 or tasks is not None:
             return TasksOutput(logits=answers)
         ((name, logits),) = answers.items()
-        head: Any = self.heads[name]
-        return TasksOutput(None if labels is None else head.loss(logits, labels), logits)
+        loss = None if labels is None else self._head(name).loss(logits, labels)
+        return TasksOutput(loss, logits)
 
     def read(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         case_ids: Tensor | None = None,
+        every: bool = False,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         """What the backbone makes of the texts, (B, T, D), with what is added to their words and
-        the prompt before them, if any."""
+        the prompt before them, if any: the last layer alone, or every one, from the embeddings
+        on."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+        if every:
+            inputs["output_hidden_states"] = True
         cased = self.case is not None and case_ids is not None
-        if self.prompt is None and not cased:
-            return self.backbone(**inputs)[0]
-        ids = inputs.pop("input_ids")
-        embedded_BTD = self.get_input_embeddings()(ids)
-        if cased:
-            embedded_BTD = embedded_BTD + self.case(case_ids).to(embedded_BTD.dtype)  # type: ignore[misc]
+        if self.prompt is not None or cased:
+            ids = inputs.pop("input_ids")
+            embedded_BTD = self.get_input_embeddings()(ids)
+            if cased:
+                embedded_BTD = embedded_BTD + self.case(case_ids).to(embedded_BTD.dtype)  # type: ignore[misc]
+            inputs["inputs_embeds"] = embedded_BTD
+            if self.prompt is not None:
+                del inputs["inputs_embeds"]
+                inputs = self.prompt(inputs, embedded_BTD)
+        out = self.backbone(**inputs)
+        layers = tuple(out.hidden_states) if every else (out[0],)
         if self.prompt is None:
-            return self.backbone(inputs_embeds=embedded_BTD, **inputs)[0]
-        found_BTD = self.backbone(**self.prompt(inputs, embedded_BTD))[0]
-        return found_BTD[:, self.prompt.states :]
+            return layers
+        return tuple(state_BTD[:, self.prompt.states :] for state_BTD in layers)
+
+    def _kept(
+        self, layers: Sequence[Tensor], mask_BT: Tensor | None, asked: Mapping[str, Tensor | None]
+    ) -> Tensor:
+        """All that the head of the one task needs of these texts, (B, T, L, D)."""
+        (name,) = asked
+        if not self._head(name).config.per_token:
+            layers = [self.pooled(state_BTD, mask_BT) for state_BTD in layers]
+        return torch.stack(tuple(layers), 2)
+
+    def _head(self, name: str) -> Any:
+        return self.heads[name]
 
     def taught(self, logits: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         """How far the last task's answers are from a teacher's; see ``Head.taught``."""
         ((name, _),) = self._asked(None, None).items()
-        head: Any = self.heads[name]
-        return head.taught(logits, teacher, labels)
+        return self._head(name).taught(logits, teacher, labels)
 
     def _asked(
         self, task_ids: Tensor | None, tasks: Sequence[str] | None
@@ -168,25 +195,30 @@ class TasksModel(PreTrainedModel):
 
     def _answers(
         self,
-        state_BTD: Tensor,
+        layers: Sequence[Tensor],
         mask_BT: Tensor | None,
         asked: Mapping[str, Tensor | None],
         labels: Tensor | None,
     ) -> Iterator[tuple[str, Tensor]]:
-        pooled_B1D = None
+        pooled: dict[int, Tensor] = {}
         for name, index_B in asked.items():
-            head: Any = self.heads[name]
-            rows, mask = state_BTD, mask_BT
-            if not head.config.per_token:
-                pooled_B1D = self.pooled(state_BTD, mask_BT) if pooled_B1D is None else pooled_B1D
-                rows, mask = pooled_B1D, None
+            head = self._head(name)
+            places = range(len(layers) - 1 if head.mix is None else 0, len(layers))
+            if head.config.per_token:
+                read, mask = [layers[place] for place in places], mask_BT
+            else:
+                for place in places:
+                    if place not in pooled:
+                        pooled[place] = self.pooled(layers[place], mask_BT)
+                read, mask = [pooled[place] for place in places], None
+            rows = read[-1] if head.mix is None else head.mix(read)
             if index_B is not None:
                 rows = rows.index_select(0, index_B)
                 mask = None if mask is None else mask.index_select(0, index_B)
-            read = self.reader(rows, mask, self.tasks.index(name), index_B)
+            rows = self.reader(rows, mask, self.tasks.index(name), index_B)
             table: Any = self.get_input_embeddings()
             words = (table.weight, labels) if isinstance(head, WordsHead) else ()
-            yield name, head(read, *words)
+            yield name, head(rows, *words)
 
     def pooled(self, state_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
         """One state a text, (B, 1, D): the mean over its real tokens; in decoders the last one's,
@@ -215,15 +247,21 @@ def poolerless(config: Any) -> dict[str, bool]:
 
 
 def with_heads(
-    backbone: PreTrainedModel, heads: Mapping[str, HeadConfig], seed: int = 0
+    backbone: PreTrainedModel,
+    heads: Mapping[str, HeadConfig],
+    seed: int = 0,
+    mixed: bool = False,
 ) -> TasksModel:
-    """A backbone (as AutoModel gives it) with a fresh head a task, drawn by the seed. Raises
-    UserError without tasks, or for a name that no module can have."""
+    """A backbone (as AutoModel gives it) with a fresh head a task, drawn by the seed. mixed: heads
+    read a mix of all layers (see ``DepthMix``), whatever their configs say. Raises UserError
+    without tasks, or for a name that no module can have."""
     if not heads:
         raise UserError("a model of tasks needs at least one")
     for name in heads:
         check_name(name)
     config = backbone.config
+    if mixed:
+        heads = {name: reading_all(backbone, head) for name, head in heads.items()}
     config.turnout_heads = [{"name": name, **head.model_dump()} for name, head in heads.items()]
     config.architectures = ["TasksModel"]
     with torch.random.fork_rng(devices=[]):
@@ -231,6 +269,14 @@ def with_heads(
         model = TasksModel(config, backbone)
     whole: Any = model
     return whole.to(next(backbone.parameters()).device)
+
+
+def reading_all(backbone: PreTrainedModel, head: HeadConfig) -> HeadConfig:
+    """The head as one that mixes all layers of a backbone; one of words reads the last as ever."""
+    if head.kind == "words":
+        return head
+    config: Any = backbone.config.get_text_config()
+    return head.model_copy(update={"layers": config.num_hidden_layers + 1})
 
 
 def check_name(name: str) -> None:

@@ -107,9 +107,10 @@ def open_backbone(
     max_length: int,
     words: bool = False,
     seed: int = 0,
+    mixed: bool = False,
 ) -> tuple[TasksModel, Any]:
     """A host's blocks, in float32, with a fresh head for each task, and its tokenizer. seed: of the
-    heads' first weights. Raises UserError as ``open_host``."""
+    heads' first weights. mixed: they read all layers. Raises UserError as ``open_host``."""
     source, config, tokenizer = _checked(name, max_length, words)
     try:
         with quiet_loading():
@@ -129,7 +130,7 @@ def open_backbone(
             f"model: {name}: the checkpoint lacks {len(lost)} tensors of {type(backbone).__name__},"
             f" such as {lost[0]}, or has them in another shape; it is of another model"
         )
-    return with_heads(backbone, heads, seed), tokenizer
+    return with_heads(backbone, heads, seed, mixed), tokenizer
 
 
 def open_language_model(name: str) -> PreTrainedModel:

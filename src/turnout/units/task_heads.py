@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from turnout.flow import IGNORED
 from turnout.objectives.distill import distill
+from turnout.units.depth_mix import DepthMix
 
 HeadKind = Literal["class", "labels", "number", "tag", "span", "vector", "words"]
 PER_TOKEN: frozenset[HeadKind] = frozenset({"tag", "span", "words"})
@@ -23,12 +24,14 @@ class HeadConfig(BaseModel):
     """kind: ``class`` one label a text, ``labels`` any number of them, ``number`` regression,
     ``tag`` a label a token, ``span`` where an answer begins and ends, ``vector`` an embedding of
     length 1, ``words`` a word of the backbone's vocabulary a token. width: classes, numbers, or the
-    length of the vector; 2 for spans; 1 for words."""
+    length of the vector; 2 for spans; 1 for words. layers: how many layers' states it mixes (see
+    ``DepthMix``), that of the embeddings included; 0 = it reads the last one's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: HeadKind
     width: int = Field(gt=0)
+    layers: int = Field(default=0, ge=0)
 
     @property
     def per_token(self) -> bool:
@@ -37,7 +40,8 @@ class HeadConfig(BaseModel):
 
 
 class Head(nn.Module):
-    """A linear layer that reads rows (B, T, D), T = 1 for a whole text. log_variance: of the task's
+    """A linear layer that reads rows (B, T, D), T = 1 for a whole text. mix: of the layers' states,
+    before the routing layer; None = of the last one. log_variance: of the task's
     noise, where a training learns how much its loss should count."""
 
     def __init__(self, config: HeadConfig, width: int, dropout: float) -> None:
@@ -45,6 +49,7 @@ class Head(nn.Module):
         self.config = config
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(width, config.width)
+        self.mix = DepthMix(config.layers) if config.layers else None
         self.log_variance = nn.Parameter(torch.zeros(()))
 
     def forward(self, rows_BTD: Tensor) -> Tensor:
@@ -97,7 +102,9 @@ class InnerHeads(nn.Module):
         super().__init__()
         self.tasks = nn.ModuleDict(
             {
-                name: nn.ModuleList(Head(config, width, 0.0) for _ in range(layers))
+                name: nn.ModuleList(
+                    Head(config.model_copy(update={"layers": 0}), width, 0.0) for _ in range(layers)
+                )
                 for name, config in configs.items()
                 if config.kind != "words"
             }
@@ -113,6 +120,7 @@ class WordsHead(nn.Module):
     def __init__(self, config: HeadConfig, width: int, vocabulary: int) -> None:
         super().__init__()
         self.config = config
+        self.mix = None
         self.change = nn.Linear(width, width)
         self.scale = nn.Parameter(torch.zeros(()))
         self.bias = nn.Parameter(torch.zeros(vocabulary))
