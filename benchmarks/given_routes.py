@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,14 +33,9 @@ class GivenRouter(Router):
         return Route(site, runs_BT[:, :, None].float())
 
 
-@contextmanager
-def given_router() -> Iterator[None]:
+def given_router() -> AbstractContextManager[None]:
     """The kind ``given`` exists inside."""
-    ROUTERS.add("given", GivenRouter)
-    try:
-        yield
-    finally:
-        del ROUTERS._entries["given"]
+    return ROUTERS.lent("given", GivenRouter)
 
 
 def masks(skip: float, layers: int, rows: int, places: int, seed: int) -> Tensor:

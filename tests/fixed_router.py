@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import ClassVar, Literal
 
 import torch
@@ -54,11 +53,6 @@ class FixedRouter(Router):
         return Route(site, weight)
 
 
-@contextmanager
-def fixed_router() -> Iterator[None]:
+def fixed_router() -> AbstractContextManager[None]:
     """The kind ``fixed`` exists inside."""
-    ROUTERS.add("fixed", FixedRouter)
-    try:
-        yield
-    finally:
-        del ROUTERS._entries["fixed"]
+    return ROUTERS.lent("fixed", FixedRouter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from turnout.errors import UserError
@@ -24,6 +25,15 @@ class Registry(Generic[Entry]):
             raise UserError(f"{self.what} {name!r} exists already; choose another name")
         self._entries[name] = entry
         return entry
+
+    @contextmanager
+    def lent(self, name: str, entry: Entry) -> Iterator[None]:
+        """The entry is there inside, and gone afterwards. Raises as ``add``."""
+        self.add(name, entry)
+        try:
+            yield
+        finally:
+            del self._entries[name]
 
     def __getitem__(self, name: str) -> Entry:
         if name in self._entries:

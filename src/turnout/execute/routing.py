@@ -27,7 +27,7 @@ from turnout.execute.writing import Writing
 from turnout.flow import Flow
 from turnout.hosts.family import Stack
 from turnout.route import Route, Site, Trace, UnitCost
-from turnout.routers.base import Router, RouterConfig, peeks
+from turnout.routers.base import Router, RouterConfig, check_looks_back
 
 _scopes: ContextVar[tuple[Trace, ...]] = ContextVar("turnout_traces", default=())
 
@@ -167,13 +167,7 @@ class Routing(NoiseDial, nn.Module):
                 "a budget of 0 would run nothing, and an answer would say nothing: set "
                 "model.turnout.budget above 0"
             )
-        for router in self.all_routers():
-            if peeks(router):
-                raise UserError(
-                    f"router {router.config.kind!r} decides for a whole "
-                    f"{router.config.granularity} from all of its tokens, and a text that is being "
-                    "written has no end yet: use granularity: token, or stack: encoder"
-                )
+        check_looks_back(self.all_routers(), "and a text that is being written has no end yet")
 
     @contextmanager
     def writes(self, writing: Writing) -> Iterator[None]:

@@ -8,6 +8,7 @@ comes from the flow, everything remembered goes into ``flow.memory``: a router h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import datasets
@@ -16,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from turnout.errors import UserError
 from turnout.flow import Flow
 from turnout.route import ADDED, Granularity, Route, Site, SiteKind
 
@@ -216,6 +218,16 @@ def peeks(router: Router) -> bool:
     """Would later tokens decide for earlier ones, in a decoder that predicts tokens."""
     whole = router.pools and router.config.granularity != "token"
     return whole and any(site.stack == "decoder" for site in router.sites)
+
+
+def check_looks_back(routers: Iterable[Router], why: str) -> None:
+    """Raise UserError where later tokens would decide for earlier ones. why: that is wrong here."""
+    for router in routers:
+        if peeks(router):
+            raise UserError(
+                f"router {router.config.kind!r} decides for a whole {router.config.granularity} "
+                f"from all of its tokens, {why}: use granularity: token, or stack: encoder"
+            )
 
 
 def masked_mean(hidden_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:

@@ -23,7 +23,7 @@ from turnout.execute.batches import Collate, Row
 from turnout.execute.likelihood import check_causal, log_likelihood
 from turnout.execute.pool import BulkResult
 from turnout.hosts.sight import keeps_apart, looks_back
-from turnout.routers.base import peeks
+from turnout.routers.base import check_looks_back
 from turnout.tasks.base import IGNORED, DataConfig, Task, check_tokenizer, map_batches
 from turnout.tasks.language_data import Documents, packed, read_documents, tokens_of, windows
 from turnout.units.task_heads import HeadConfig
@@ -112,13 +112,7 @@ class LanguageTask(Task[LanguageConfig]):
     def check_routed(self, model: PreTrainedModel) -> None:
         """See Task.check_routed: later tokens must not decide what runs for earlier ones."""
         routing: Any = model.turnout
-        for router in routing.all_routers():
-            if peeks(router):
-                raise UserError(
-                    f"router {router.config.kind!r} decides for a whole "
-                    f"{router.config.granularity} from all of its tokens, so it would have read "
-                    "what it is to predict: use granularity: token"
-                )
+        check_looks_back(routing.all_routers(), "so it would have read what it is to predict")
 
     def encode(self, dataset: datasets.Dataset, tokenizer: Any) -> datasets.Dataset:
         """Windows to judge: input_ids, attention_mask, labels, bytes; those without a label are
