@@ -23,8 +23,8 @@ from datasets_here import trec6
 from frontier_claim import WORK, named
 from gemma import gemma
 from tasks_here import Call, judged, run_of, side_by_side
+from untrained_noise import add_noise
 
-import turnout
 from turnout.files import read_json, write_json, write_text
 from turnout.generation import augment as made
 from turnout.generation.judging import plain_check
@@ -52,14 +52,7 @@ def writer(arm: str) -> Writer:
     """The language model, with noise for that arm."""
     model, tokenizer = gemma(torch.bfloat16)
     if arm == "noise":
-        turnout.install(model, noise=[NOISE])
-        text = "The quick answer to a question is often another question, asked more plainly."
-        rows = [{"input_ids": tokenizer(text)["input_ids"]}]
-
-        def collate(some: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-            return {"input_ids": torch.tensor([row["input_ids"] for row in some])}
-
-        turnout.size_noise(model, rows, collate)
+        add_noise(model, tokenizer, NOISE)
     return Writer(model, tokenizer)
 
 

@@ -26,6 +26,7 @@ from stopwatch import Stopwatch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import set_seed
+from untrained_noise import alike
 
 import turnout
 from turnout import objectives
@@ -117,11 +118,6 @@ def teach_exit(model: Any, dense: Any, ids_NT: Tensor, seed: int, steps: int) ->
         optimizer.step()
 
 
-def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Windows of one length."""
-    return {"input_ids": torch.tensor([row["input_ids"] for row in rows])}
-
-
 def routed(kind: str, dense: Any, learn: Tensor, seed: int, quick: bool) -> Any:
     """A copy of the host with its router, trained and with a calibrated dial."""
     set_seed(seed)
@@ -134,7 +130,7 @@ def routed(kind: str, dense: Any, learn: Tensor, seed: int, quick: bool) -> Any:
     if kind == "exit":
         teach_exit(model, dense, learn, seed, 2 if quick else 24)
     some = [{"input_ids": row[:-1].tolist()} for row in learn[: 2 if quick else 8]]
-    turnout.calibrate(model, some, collate, batch_tokens=512, passes=4 if quick else 8)
+    turnout.calibrate(model, some, alike, batch_tokens=512, passes=4 if quick else 8)
     return model
 
 

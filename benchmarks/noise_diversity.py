@@ -16,16 +16,14 @@ import statistics
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import torch
 from common import Benchmark, Row, gain, main, spread
 from frontier_claim import WORK, named
 from gemma import gemma_folder
 from tasks_here import side_by_side
 from transformers import AutoModelForCausalLM, set_seed
+from untrained_noise import add_noise
 
-import turnout
 from turnout.files import read_json, write_text
 from turnout.generation.arms import Arm
 from turnout.generation.settings import WriteSettings
@@ -156,14 +154,7 @@ def writers(dense: Path, runs: dict[str, Path]) -> Iterator[tuple[str, Writer, l
     for kind, run in runs.items():
         with quiet_loading():
             model = AutoModelForCausalLM.from_pretrained(dense, dtype=plain.model.dtype).eval()
-        turnout.install(model, noise=[KINDS[kind]])
-        text = "The time is out of joint; who would not be moved to write of it again?"
-        rows = [{"input_ids": plain.tokenizer(text)["input_ids"]}]
-
-        def collate(some: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-            return {"input_ids": torch.tensor([row["input_ids"] for row in some])}
-
-        turnout.size_noise(model, rows, collate)
+        add_noise(model, plain.tokenizer, KINDS[kind])
         arms = [Arm("noise", scale) for scale in SCALES]
         yield f"{kind}, untrained", Writer(model, plain.tokenizer), arms, COOL
         noisy = Writer.open(run)
