@@ -20,7 +20,7 @@ from turnout.double.prepare import check_routers, prepare_tasks, set_dial
 from turnout.double.recipe import TasksRecipe
 from turnout.double.run import TasksRun, is_tasks_run, open_tasks_run, start_tasks_run
 from turnout.double.strategies import Unfreezing, begin, end, hold
-from turnout.double.trainer import TasksTrainer
+from turnout.double.trainer import EndUnjudged, TasksTrainer
 from turnout.errors import UserError
 from turnout.files import write_json
 from turnout.hosts.additions import add_bridge, add_cases
@@ -165,7 +165,7 @@ def fit_tasks(
     mixed = TasksData.of(data, config, model.tasks)
     # an item is a batch: see double/mixing.py
     plain = config.plain().model_copy(update={"batch_size": 1})
-    callbacks = []
+    callbacks: list[Any] = [EndUnjudged()]
     held: Any = learns or (lambda host: hold(host, config, bridge_frozen))
     held(model)
     set_dropout(model, config.dropout, None)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
 
 from turnout.double.config import TasksTrainConfig
 from turnout.double.inner import InnerStates
@@ -14,6 +17,22 @@ from turnout.double.strategies import scales
 from turnout.double.weighting import weighed
 from turnout.hosts.tasks_model import TasksModel
 from turnout.train.trainer import RoutedTrainer
+
+
+class EndUnjudged(TrainerCallback):
+    """The end of a training is not validated twice: who trains judges what comes of it."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Of trainings that are validated every so many steps."""
+        self._leave(args, state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Of those that are validated after each epoch."""
+        self._leave(args, state, control)
+
+    def _leave(self, args: Any, state: Any, control: Any) -> None:
+        if state.global_step >= state.max_steps and not args.load_best_model_at_end:
+            control.should_evaluate = False
 
 
 class TasksTrainer(RoutedTrainer):
@@ -59,6 +78,13 @@ class TasksTrainer(RoutedTrainer):
                 loss = loss + self.tasks_config.inner * found
         own = weighed(loss, name, host.heads[name], self.tasks_config)
         return {**parts, "task": own}
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The tasks' scores alone: a mean of losses of unlike kinds says nothing, and takes a pass
+        over all rows."""
+        with torch.random.fork_rng(devices=[]):
+            found = self._scored()
+        return EvalLoopOutput(None, None, found, self.num_examples(dataloader))  # type: ignore[arg-type]
 
     def rate_of(self, name: str) -> float:
         """Heads begin from nothing, the backbone knows much already, its first blocks most."""

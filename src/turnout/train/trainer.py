@@ -261,11 +261,16 @@ class RoutedTrainer(Trainer):
         """
         with torch.random.fork_rng(devices=[]):
             output: Any = super().evaluation_loop(*args, **kwargs)
-            if self.task_score is not None:
-                routing = routing_of(self.accelerator.unwrap_model(self.model))
-                with routing.at(self.train_config.budget) if routing else nullcontext():
-                    output.metrics["eval_score"] = self.task_score()
+            output.metrics |= self._scored()
         return output
+
+    def _scored(self) -> dict[str, float]:
+        """The task's own score, where it has one."""
+        if self.task_score is None:
+            return {}
+        routing = routing_of(self.accelerator.unwrap_model(self.model))
+        with routing.at(self.train_config.budget) if routing else nullcontext():
+            return {"eval_score": self.task_score()}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
