@@ -123,9 +123,12 @@ def gain(values: Sequence[float]) -> Row:
     return {**entry, "over_seeds": found}
 
 
-def main(run: Callable[[], None]) -> None:
-    """Run a benchmark; a user's mistake is one line and exit code 2."""
-    keep()
+def main(run: Callable[[], None], keeps: bool = True) -> None:
+    """Run a benchmark; a user's mistake is one line and exit code 2. keeps: freed memory stays in
+    the process, which is fast; where logits of a large vocabulary take half of a gigabyte each,
+    what is left between them is lost, and memory grows from step to step."""
+    if keeps:
+        keep()
     try:
         run()
     except UserError as error:

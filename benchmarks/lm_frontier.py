@@ -260,4 +260,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, keeps=False)
