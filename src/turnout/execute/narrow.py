@@ -228,7 +228,9 @@ class Narrowed:
         if self.handle.noisy:
             return None
         asking = asking_of(self.handle, x_BTD, args, kwargs, active_BT)
-        return asking and run_asking(self.handle, host, asking, x_BTD, kwargs)
+        if asking is None:
+            return None
+        return run_asking(self.handle, host, asking, x_BTD, kwargs)
 
 
 def _index_of(active_BT: Tensor, x_BTD: Tensor) -> Tensor:
