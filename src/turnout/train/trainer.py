@@ -261,7 +261,7 @@ class RoutedTrainer(Trainer):
         """
         with torch.random.fork_rng(devices=[]):
             output: Any = super().evaluation_loop(*args, **kwargs)
-            output.metrics |= self._scored()
+            output.metrics.update(self._scored())
         return output
 
     def _scored(self) -> dict[str, float]:
